@@ -340,6 +340,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.mini.draw_infographic': ('mini.html#draw_infographic', 'r3nb/mini.py'),
                            'r3nb.mini.draw_screen': ('mini.html#draw_screen', 'r3nb/mini.py'),
                            'r3nb.mini.entities': ('mini.html#entities', 'r3nb/mini.py'),
+                           'r3nb.mini.evidence_about': ('mini.html#evidence_about', 'r3nb/mini.py'),
                            'r3nb.mini.lesson_scores': ('mini.html#lesson_scores', 'r3nb/mini.py'),
                            'r3nb.mini.lesson_text': ('mini.html#lesson_text', 'r3nb/mini.py'),
                            'r3nb.mini.main': ('mini.html#main', 'r3nb/mini.py'),

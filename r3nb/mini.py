@@ -8,9 +8,10 @@ __all__ = ['NAMES', 'TRADES', 'KEYS', 'COLORS', 'ICONS', 'PATTERNS', 'CHARTS', '
            'Entity', 'make_entity', 'world_of', 'entities', 'draw_icon', 'draw_band', 'Document', 'make_document',
            'draw_screen', 'draw_infographic', 'draw_chart', 'questions', 'page_text', 'WorldConfig', 'plan_world',
            'ask', 'raw_row', 'make_world', 'vocabulary', 'make_tokenizer', 'make_processor', 'make_backbone',
-           'lesson_text', 'packed_turns', 'Lessons', 'make_page', 'render_pages', 'answer_positions', 'lesson_scores',
-           'attributes', 'see', 'teach_eyes', 'PretrainConfig', 'teach', 'make_clip', 'clip_processor', 'teach_clip',
-           'sibling_at', 'pretrain_vlm', 'pretrain_clip', 'pretrain', 'assets_dir', 'backbone_dir', 'clip_dir', 'main']
+           'evidence_about', 'lesson_text', 'packed_turns', 'Lessons', 'make_page', 'render_pages', 'answer_positions',
+           'lesson_scores', 'attributes', 'see', 'teach_eyes', 'PretrainConfig', 'teach', 'make_clip', 'clip_processor',
+           'teach_clip', 'sibling_at', 'pretrain_vlm', 'pretrain_clip', 'pretrain', 'assets_dir', 'backbone_dir',
+           'clip_dir', 'main']
 
 # %% ../nbs/10_mini.ipynb #c002
 import math
@@ -404,6 +405,14 @@ def _noisy(text, g, level):
     return " ".join(out)
 
 # %% ../nbs/10_mini.ipynb #c078
+def evidence_about(doc, others, level, g):
+    "Evidence blocks in random order: the pages of `others`, and a sibling of `doc` whenever its own text is damaged."
+    if not others: return ""
+    sibling = Document(doc.entity, "screen", tuple(doc.rows[i] for i in g.permutation(len(doc.rows))), "left")
+    pages = [*others, sibling] if level or g.random() < .5 else others
+    return " ".join(f"Evidence: {page_text(pages[int(i)], g)}" for i in g.permutation(len(pages)))
+
+# %% ../nbs/10_mini.ipynb #c081
 def lesson_text(lesson, pool, g):
     "One packed text example: (text, is_answer) pieces (None marks the end of an answer) and the kinds of the questions asked."
     doc = pool[int(g.integers(len(pool)))]
@@ -414,13 +423,10 @@ def lesson_text(lesson, pool, g):
         return pieces, kinds
     others = [pool[int(i)] for i in g.integers(len(pool), size=int(g.integers(1, 4)))] if lesson == "c" else []
     level = float(g.choice([0, .2, .5])) if others else 0.
-    sibling = Document(doc.entity, "screen", tuple(doc.rows[i] for i in g.permutation(len(doc.rows))), "left")
-    evidence = [*others, sibling] if others and (level or g.random() < .5) else others
-    blocks = [f"Evidence: {page_text(evidence[int(i)], g)}" for i in g.permutation(len(evidence))]
-    head = f"<|im_start|>user Text: {_noisy(page_text(doc, g), g, level)} " + " ".join(blocks)
+    head = f"<|im_start|>user Text: {_noisy(page_text(doc, g), g, level)} {evidence_about(doc, others, level, g)}"
     return packed_turns(head, [doc] if level or g.random() < .5 else [doc, *others], g, ["extractive", "comparison"], 8)
 
-# %% ../nbs/10_mini.ipynb #c081
+# %% ../nbs/10_mini.ipynb #c084
 def packed_turns(head, docs, g, kinds, n):
     "Append `n` question-and-answer turns about `docs` behind the opening text `head`."
     pieces, asked = [(head, False)], []
@@ -432,7 +438,7 @@ def packed_turns(head, docs, g, kinds, n):
         asked.append(kind)
     return pieces, asked
 
-# %% ../nbs/10_mini.ipynb #c084
+# %% ../nbs/10_mini.ipynb #c087
 class Lessons:
     "Batches of packed lessons for the tiny Qwen3-VL: token ids, labels on answer tokens, and patches of the pages shown."
     def __init__(self, tokenizer, processor, pool, seed, images=None):
@@ -445,7 +451,9 @@ class Lessons:
         if lesson == "d":
             shown = int(self.g.integers(len(self.images)))
             doc, n = self.images[shown][0], self.images[shown][2].prod().item() // 4
-            words = f"Text: {_noisy(page_text(doc, self.g), self.g, float(self.g.choice([0, 0, .3])))} " if self.g.random() < .8 else ""
+            level, words = float(self.g.choice([0, 0, .3])), ""
+            others = [self.pool[int(i)] for i in self.g.integers(len(self.pool), size=int(self.g.choice([0, 0, 1, 2])))]
+            if self.g.random() < .8: words = f"Text: {_noisy(page_text(doc, self.g), self.g, level)} {evidence_about(doc, others, level, self.g)} "
             head = "<|im_start|>user<|vision_start|>" + "<|image_pad|>" * n + f"<|vision_end|>{words}"
             pieces, kinds = packed_turns(head, [doc], self.g, ["visual"] * 3 + (["extractive", "comparison"] if words else []), 6)
         else: pieces, kinds = lesson_text(lesson, self.pool, self.g)
@@ -455,7 +463,7 @@ class Lessons:
             labels += t if answer or (answer is None and self.teach_ends) else [-100] * len(t)
         return ids, labels, kinds, shown
 
-# %% ../nbs/10_mini.ipynb #c087
+# %% ../nbs/10_mini.ipynb #c090
 @patch
 def batch(self:Lessons, names):
     "Right-padded tensors for one example of each lesson in `names`."
@@ -470,7 +478,7 @@ def batch(self:Lessons, names):
                 "mm_token_type_ids": (ids == self.tok.convert_tokens_to_ids("<|image_pad|>")).int()}
     return out, torch.tensor([r[1] + [-100] * (m - len(r[1])) for r in rows]), sum((r[2] for r in rows), [])
 
-# %% ../nbs/10_mini.ipynb #c090
+# %% ../nbs/10_mini.ipynb #c093
 def make_page(args):
     "Render one pretraining page: (document, image), a pure function of (entity, family, key)."
     entity, family, key = args
@@ -487,7 +495,7 @@ def render_pages(ents, n, seed, workers=2):
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(progress(pool.map(make_page, jobs, chunksize=16), "pages", total=n))
 
-# %% ../nbs/10_mini.ipynb #c093
+# %% ../nbs/10_mini.ipynb #c096
 def answer_positions(model, batch, labels):
     "Logits and targets at the answer tokens of a packed batch: `[A, V]`, `[A]`."
     hidden = model.model(**batch).last_hidden_state[:, :-1]
@@ -505,7 +513,7 @@ def lesson_scores(model, lessons, names):
     for k, ok in zip(kinds, (logits.argmax(-1) == target).tolist(), strict=True): hit[k].append(ok)
     return {k: sum(v) / len(v) for k, v in sorted(hit.items())}
 
-# %% ../nbs/10_mini.ipynb #c096
+# %% ../nbs/10_mini.ipynb #c099
 ATTRIBUTES = {"color": list(COLORS), "icon": ICONS, "pattern": PATTERNS, "side": ["left", "right"], "family": list(DRAW), "chart": ["", *CHARTS]}
 
 
@@ -514,7 +522,7 @@ def attributes(doc):
     values = (doc.entity.color, doc.entity.icon, doc.entity.pattern, doc.side, doc.family, doc.chart)
     return [options.index(v) for options, v in zip(ATTRIBUTES.values(), values, strict=True)]
 
-# %% ../nbs/10_mini.ipynb #c099
+# %% ../nbs/10_mini.ipynb #c102
 def see(model, images, heads):
     "Attribute logits of a batch of pages `[(document, patches, grid)]`: one `[B, classes]` per head."
     import torch
@@ -528,9 +536,9 @@ def teach_eyes(model, images, held_out, cfg, log):
     import torch
     import torch.nn.functional as F
     heads = torch.nn.ModuleList(torch.nn.Linear(model.config.text_config.hidden_size, len(v)) for v in ATTRIBUTES.values())
-    opt, g = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], lr=cfg.lr, weight_decay=.01), rng("eyes", cfg.seed)
+    opt, g = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], weight_decay=.01), rng("eyes", cfg.seed)
     for step in range(cfg.eye_steps):
-        for group in opt.param_groups: group["lr"] = cfg.lr * min(1, (step + 1) / 50) * max(.03, 1 - step / cfg.eye_steps)
+        for group in opt.param_groups: group["lr"] = 2 * cfg.lr * min(1, (step + 1) / 50) * max(.03, 1 - step / cfg.eye_steps)
         batch = [images[int(i)] for i in g.integers(len(images), size=48)]
         target = torch.tensor([attributes(p[0]) for p in batch])
         loss = sum(F.cross_entropy(z, t) for z, t in zip(see(model, batch, heads), target.T, strict=True))
@@ -540,7 +548,7 @@ def teach_eyes(model, images, held_out, cfg, log):
             truth = torch.tensor([attributes(p[0]) for p in held_out]).T
             log({"step": step + 1, "loss": loss.item(), **{k: (a.argmax(1) == t).float().mean().item() for k, a, t in zip(ATTRIBUTES, z, truth, strict=True)}})
 
-# %% ../nbs/10_mini.ipynb #c102
+# %% ../nbs/10_mini.ipynb #c105
 @dataclass
 class PretrainConfig:
     "How the tiny Qwen3-VL and the tiny CLIP are taught."
@@ -550,11 +558,11 @@ class PretrainConfig:
     batch_size: int = 42  # packed examples a step
     max_steps: list[int] = field(default_factory=lambda: [400, 400, 900])  # most steps in lessons a, b and d
     pages: int = 2400  # rendered pages for the lesson with pictures
-    eye_steps: int = 800  # steps of the vision tower's own lesson
-    clip_steps: int = 500  # steps of the tiny CLIP
+    eye_steps: int = 800  # steps of the vision tower's own lesson, at twice the rate
+    clip_steps: int = 1000  # steps of the tiny CLIP
     threads: int = 2  # torch threads
 
-# %% ../nbs/10_mini.ipynb #c105
+# %% ../nbs/10_mini.ipynb #c108
 MIX = {"a": "a", "b": "abb", "d": "bccdddd"}  # which examples a lesson is made of
 PASS = {"a": .95, "b": .92}  # held-out extractive accuracy that ends a lesson early
 
@@ -585,7 +593,7 @@ def teach(model, lessons, held_out, cfg, log):
                 streak = streak + 1 if score["extractive"] >= PASS.get(lesson, 2) else 0
                 if streak >= 2 and score.get("comparison", 1) > .35: break
 
-# %% ../nbs/10_mini.ipynb #c109
+# %% ../nbs/10_mini.ipynb #c112
 def make_clip(tokenizer, width=96):
     "A randomly initialised CLIP of about 0.4 million parameters for 128-pixel images."
     from transformers import CLIPConfig, CLIPModel
@@ -601,7 +609,7 @@ def clip_processor():
     from transformers import CLIPImageProcessor
     return CLIPImageProcessor(size={"height": 128, "width": 128}, do_center_crop=False, image_mean=[.5] * 3, image_std=[.5] * 3)
 
-# %% ../nbs/10_mini.ipynb #c112
+# %% ../nbs/10_mini.ipynb #c115
 def _damage(x, g):
     "Damage half of a batch of normalised images `[B, 3, S, S]`: dim, occlude, blur."
     import torch.nn.functional as F
@@ -614,7 +622,7 @@ def _damage(x, g):
         if g.random() < .5: x[i] = F.avg_pool2d(x[i][None], 5, 1, 2)[0]
     return x
 
-# %% ../nbs/10_mini.ipynb #c115
+# %% ../nbs/10_mini.ipynb #c118
 def teach_clip(model, pairs, captions, cfg, log):
     "Pull siblings and captions together: `pairs` `[N, 2, 3, S, S]`, `captions` token ids `[N, L]`."
     import torch
@@ -632,7 +640,7 @@ def teach_clip(model, pairs, captions, cfg, log):
         opt.zero_grad(); loss.backward(); opt.step()
         if (step + 1) % 50 == 0: log({"step": step + 1, "loss": loss.item(), "pair": (a @ b.T).argmax(1).eq(torch.arange(len(a))).float().mean().item()})
 
-# %% ../nbs/10_mini.ipynb #c118
+# %% ../nbs/10_mini.ipynb #c121
 def sibling_at(vectors, names, k=3):
     "Share of rows with a sibling (same name, another row) whose `k` nearest other rows hold one; and what chance would give."
     sims = vectors @ vectors.T
@@ -644,7 +652,7 @@ def sibling_at(vectors, names, k=3):
     m = same.sum(1)[has]
     return float(hit[has].mean()), float(np.mean(1 - (1 - m / (len(names) - 1)) ** k))
 
-# %% ../nbs/10_mini.ipynb #c122
+# %% ../nbs/10_mini.ipynb #c125
 def pretrain_vlm(cfg, pages, log):
     "Teach the tiny Qwen3-VL on `pages` [(document, image)] and on text-only lessons; returns model and processor."
     tok = make_tokenizer()
@@ -660,7 +668,7 @@ def pretrain_vlm(cfg, pages, log):
     teach(model, lessons, Lessons(tok, proc, pool[cut:], ("held", cfg.seed), images[last:]), cfg, log)
     return model.eval(), proc
 
-# %% ../nbs/10_mini.ipynb #c124
+# %% ../nbs/10_mini.ipynb #c127
 def pretrain_clip(cfg, pages, log):
     "Teach the tiny CLIP on sibling pages; the second half of `pages` repeats the companies of the first. Returns model, processor, tokenizer."
     import torch
@@ -674,7 +682,7 @@ def pretrain_clip(cfg, pages, log):
     teach_clip(model, torch.stack([px[:n], px[n:2 * n]], 1), ids, cfg, log)
     return model.eval(), proc, tok
 
-# %% ../nbs/10_mini.ipynb #c127
+# %% ../nbs/10_mini.ipynb #c130
 def pretrain(cfg):
     "Make both tiny backbones and write them, with the log of their lessons, below `cfg.out_dir`."
     import torch
@@ -693,7 +701,7 @@ def pretrain(cfg):
     for part in (model, proc): part.save_pretrained(out/"tiny-qwen3vl")
     write_json(out/"curves.json", {"config": vars(cfg), **curves})
 
-# %% ../nbs/10_mini.ipynb #c129
+# %% ../nbs/10_mini.ipynb #c132
 def assets_dir(): return Path(__file__).parent/"assets" if "__file__" in globals() else Path(import_module("r3nb").__file__).parent/"assets"
 
 
