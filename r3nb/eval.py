@@ -599,11 +599,11 @@ def ablation_table(
 )->list[dict]: # one row per ablation and control, with Holm's p
     "What the full model loses when a part is taken away or its evidence is exchanged"
     a, out = df[(df["mode"] == main) & (df.level > 0)], []
-    for mode in sorted(m for m in df["mode"].unique() if re.match(re.escape(main) + r"[+-]", m)):
-        b = df[(df["mode"] == mode) & (df.level > 0)]
-        if not len(b): continue
-        same = a[a.level.isin(b.level.unique())]
-        out.append({"mode": mode, "levels": sorted(float(v) for v in b.level.unique()), **interval(same, b, n)})
+    parts = {m: g[g.level > 0] for m, g in df.groupby("mode") if re.match(re.escape(main) + r"[+-]", m) and (g.level > 0).any()}
+    common = set.intersection(*(set(b.level) for b in parts.values())) if parts else set()
+    for mode, b in sorted(parts.items()):
+        levels = common or set(b.level)
+        out.append({"mode": mode, "levels": sorted(map(float, levels)), **interval(a[a.level.isin(levels)], b[b.level.isin(levels)], n)})
     for r, p in zip(out, holm([r["p"] for r in out]) if out else [], strict=True): r["p_holm"] = float(p)
     return out
 
