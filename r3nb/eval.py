@@ -451,7 +451,10 @@ def _open_desk(cfg):
     index = open_index(cfg)
     _desk = cfg, Readers(cfg, index), index
 
-def _at_desk(part): return list(answer_part(_desk[0], part, *_desk[1:]))
+def _at_desk(part):
+    out = {DAMAGE: [], PARTIAL: []}
+    for name, rows in answer_part(_desk[0], part, *_desk[1:]): out[name] += rows
+    return out
 
 def answers(
     cfg:EvalConfig, # options of the run
@@ -465,7 +468,7 @@ def answers(
         for part in todo: yield from answer_part(cfg, part, readers, index)
         return
     with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
-        for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result()
+        for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result().items()
 
 # %% ../nbs/08_eval.ipynb #c047
 def sweep(

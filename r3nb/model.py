@@ -56,7 +56,7 @@ class R3Sizes:
     max_tokens: int = 4096 # budget of the whole prompt, image tokens counted as expanded
     suffix: str = "" # written behind every question
     neutral_token: str = "" # soft tokens start as this token's embedding, empty picks one
-    trust: float = 0.8 # evidence is left out where the confidences in picture and text both exceed this; 1 never leaves it out
+    trust: float = 0.8 # evidence is left out where the mean confidence in picture and text exceeds this; 1 never leaves it out
     context_order: Literal["gate", "score"] = "gate" # what ranks evidence text: gate and score, or score alone
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where the confidences come from
     seed: int = 0 # of the modules' initial weights
@@ -218,13 +218,13 @@ class AdaptiveGate(nn.Module):
 
 # %% ../nbs/05_model.ipynb #c034
 class ConfidenceHead(nn.Module):
-    "Observable signals -> logits of the confidence in picture and text."
+    "Own picture and observable signals -> logits of the confidence in picture and text."
     def __init__(self, image_dim: int, n_signals: int, width: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(image_dim + n_signals, width), nn.GELU(), nn.Linear(width, 2))
         nn.init.zeros_(self.net[2].weight); nn.init.zeros_(self.net[2].bias)
 
-    def forward(self, own, signals): return self.net(torch.cat([own, signals], -1)) # [B, 2]
+    def forward(self, own, signals): return self.net(torch.cat([own, 4 * signals], -1)) # [B, 2]
 
 # %% ../nbs/05_model.ipynb #c037
 def text_signals(text: str)->list[float]: # 9 numbers near [0, 1]
@@ -288,7 +288,7 @@ def reconstruct(self: Reconstruction,
     known = {"estimated": logits.sigmoid(), "oracle": e["true_conf"], "fixed": torch.full_like(logits, .5)}
     confidence = known[config.confidence].detach()
     found = torch.stack([e[f"in_{c}"] for c in CHANNELS], 1)
-    if config.selective: found = found & ~(confidence > config.trust).all(-1)[:, None, None]
+    if config.selective: found = found & ~(confidence.mean(-1) > config.trust)[:, None, None]
     by_text, by_image = (channel_weights(e[f"score_{c}"], found[:, i], config.tau) for i, c in enumerate(CHANNELS))
     z_text, z_image, z_own, null = self.aligner(e["text"], e["image"], e["own"])
     m_text, m_image = ((w[..., None] * z).sum(1) for w, z in ((by_text, z_text), (by_image, z_image)))
