@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'SUMMARY', 'PAIR', 'GAINS', 'Mode',
            'parse_mode', 'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'levels_of', 'conditions',
-           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'VectorMemo', 'find_evidence', 'Answer', 'flags_of',
-           'Readers', 'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length',
-           'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish',
-           'damage_key', 'load_predictions', 'flat_row', 'interval', 'parts_of', 'score_table', 'means', 'compare',
-           'ablation_table', 'breakdown', 'kind_table', 'robustness_table', 'flips', 'gate_table', 'confidence_table',
-           'correlation', 'side_pairs', 'summarise', 'rescore', 'pick_cases', 'save_case', 'save_gallery',
-           'save_examples', 'page_paths', 'copy_page', 'evaluate', 'show', 'main']
+           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers',
+           'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'answer_block',
+           'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish', 'damage_key',
+           'load_predictions', 'flat_row', 'interval', 'parts_of', 'score_table', 'means', 'compare', 'ablation_table',
+           'breakdown', 'kind_table', 'robustness_table', 'flips', 'gate_table', 'confidence_table', 'correlation',
+           'side_pairs', 'summarise', 'rescore', 'pick_cases', 'save_case', 'save_gallery', 'save_examples',
+           'page_paths', 'copy_page', 'evaluate', 'show', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import os
@@ -216,17 +216,6 @@ def blocks(
     n = -(-len(records) // BLOCK)
     return [[records[i] for i in part] for part in np.array_split(np.arange(len(records)), n)] if n else []
 
-class VectorMemo:
-    "Query vectors of one block, so that nothing is encoded twice"
-    def __init__(self): self.known = {}
-
-    def vectors(self, encoder, items):
-        "One row per item, as `encoder.encode` would give"
-        keys = [(encoder.fingerprint, x if isinstance(x, str) else id(x)) for x in items]
-        new = {k: x for k, x in zip(keys, items, strict=True) if k not in self.known}
-        if new: self.known |= dict(zip(new, encoder.encode(list(new.values())), strict=True))
-        return np.stack([self.known[k] for k in keys])
-
 def find_evidence(
     index, # an `EvidenceIndex`, or None when no mode needs one
     cases:list[Case], # one block under one condition
@@ -236,7 +225,8 @@ def find_evidence(
     "Evidence of every wanted kind for a block of cases; the cases learn the vectors of their pictures"
     if index is None: return {}
     from r3nb.indices import encode_queries, retrieve
-    records, seen, memo = [c.record for c in cases], [c.seen for c in cases], VectorMemo()
+    from r3nb.model import QueryMemo
+    records, seen, memo = [c.record for c in cases], [c.seen for c in cases], QueryMemo()
     for c, v in zip(cases, encode_queries(index, seen, ("image",), memo)["image"], strict=True): c.own = v
     return {k: retrieve(index, records, seen, top_k, mode=k, seed=cases[0].seed, cache=memo) for k in kinds}
 

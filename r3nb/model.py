@@ -329,13 +329,14 @@ class Example:
     clean: tuple|None = None # (image, pseudo_text, question) before damage, for the teacher
 
 class QueryMemo:
-    "Remembers query vectors of one batch, so that no picture is encoded twice."
+    "Query vectors of one batch or block, so that nothing is encoded twice."
     def __init__(self): self.known = {}
 
-    def vectors(self, encoder, items):
-        key = (encoder.fingerprint, tuple(x if isinstance(x, str) else id(x) for x in items))
-        if key not in self.known: self.known[key] = encoder.encode(items)
-        return self.known[key]
+    def vectors(self, encoder, items): # [n, d], as `encoder.encode` would give
+        keys = [(encoder.fingerprint, x if isinstance(x, str) else id(x)) for x in items]
+        new = {k: x for k, x in zip(keys, items, strict=True) if k not in self.known}
+        if new: self.known |= dict(zip(new, encoder.encode(list(new.values())), strict=True))
+        return np.stack([self.known[k] for k in keys])
 
 # %% ../nbs/05_model.ipynb #c052
 def merge_channels(
