@@ -108,7 +108,7 @@ class EvalConfig(SweepOptions):
     max_new_tokens: int = 16 # longest answer, in tokens
     dtype: Literal["float32", "float16", "bfloat16"] = "float32" # precision of the backbone; answers are comparable within one precision only
     device: str = "" # for example cpu or cuda; empty takes a GPU if there is one
-    threads: int = 0 # threads of torch; 0 leaves them as they are
+    threads: int = 0 # threads of torch in each process; 0 leaves them as they are, or shares the cores among several workers
     workers: int = 1 # processes that answer, each with its own copy of the models
     n_boot: int = 2000 # resamples of each interval
     out_dir: str = "eval" # folder of predictions, summary and manifest
@@ -409,7 +409,7 @@ def parts_to_do(
             if any(ids for _, ids in todo): out.append(Part(level, seed, block, [(m, ids) for m, ids in todo if ids]))
     return out
 
-# %% ../nbs/08_eval.ipynb #c044
+# %% ../nbs/08_eval.ipynb #c046
 def answer_part(
     cfg:EvalConfig, # options of the run
     part:Part, # what to answer
@@ -432,7 +432,7 @@ def only(found:dict, mode:Mode)->dict:
 
 PARTIAL, DAMAGE = "predictions.partial.jsonl", "corruption.partial.jsonl"
 
-# %% ../nbs/08_eval.ipynb #c046
+# %% ../nbs/08_eval.ipynb #c049
 _desk = None # in a worker: the options, the readers and the index
 
 def _open_desk(cfg):
@@ -460,7 +460,7 @@ def answers(
     with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
         for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result().items()
 
-# %% ../nbs/08_eval.ipynb #c047
+# %% ../nbs/08_eval.ipynb #c050
 def sweep(
     cfg:EvalConfig, # options of the run
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models that the options name
@@ -483,7 +483,7 @@ def sweep(
 
 SUMMARY = "summary.json"
 
-# %% ../nbs/08_eval.ipynb #c048
+# %% ../nbs/08_eval.ipynb #c051
 def open_index(
     cfg:EvalConfig, # options of the run
 ): # an `EvidenceIndex`, or None
@@ -506,7 +506,7 @@ def finish(
 
 def damage_key(row:dict)->tuple: return float(row["level"]), int(row["seed"]), row["sample_id"]
 
-# %% ../nbs/08_eval.ipynb #c050
+# %% ../nbs/08_eval.ipynb #c056
 def load_predictions(
     path, # a finished `predictions.jsonl`
 )->pd.DataFrame: # one row per prediction
@@ -526,7 +526,7 @@ def flat_row(r:dict)->dict:
             **{f"conf_{k}": v for k, v in conf.items()}, "evidence": [e["text"] for e in r["evidence"]],
             "kind": r["meta"].get("kind", ""), "has_sibling": r["meta"].get("has_sibling")}
 
-# %% ../nbs/08_eval.ipynb #c054
+# %% ../nbs/08_eval.ipynb #c060
 PAIR = ["dataset", "image_id", "sample_id", "level", "seed"] # what two paired answers have in common
 
 def interval(
@@ -548,7 +548,7 @@ def interval(
     power = {"detectable": detectable_difference(mine, other, pages)} if b is not None and both.image_id.nunique() > 1 else {}
     return {"n": len(both), "estimate": r.diff, "low": r.low, "high": r.high, "p": r.p} | power
 
-# %% ../nbs/08_eval.ipynb #c057
+# %% ../nbs/08_eval.ipynb #c063
 def parts_of(df:pd.DataFrame): # yields name and part
     "The table as a whole, then each dataset"
     yield "all", df
@@ -584,7 +584,7 @@ def compare(
                 out.append({"a": main, "b": other, "level": level, "dataset": name, **interval(part, rest, n)})
     return out
 
-# %% ../nbs/08_eval.ipynb #c060
+# %% ../nbs/08_eval.ipynb #c066
 def ablation_table(
     df:pd.DataFrame, # predictions
     main:str="r3", # the full model
@@ -600,7 +600,7 @@ def ablation_table(
     for r, p in zip(out, holm([r["p"] for r in out]) if out else [], strict=True): r["p_holm"] = float(p)
     return out
 
-# %% ../nbs/08_eval.ipynb #c062
+# %% ../nbs/08_eval.ipynb #c068
 GAINS = (("r3", "lora"), ("r3", "base+text"), ("r3", "r3+shuffled"), ("rag", "base+text"), ("r3", "rag"), ("r3+shuffled", "lora"))
 
 def breakdown(
@@ -624,7 +624,7 @@ def kind_table(df:pd.DataFrame)->list[dict]:
     return [{"mode": r.mode_, "level": r.level, "kind": r.kind, "score": float(r.mean_), "n": int(r.size_)}
             for r in g.rename(columns={"mode": "mode_", "mean": "mean_", "size": "size_"}).itertuples()]
 
-# %% ../nbs/08_eval.ipynb #c065
+# %% ../nbs/08_eval.ipynb #c071
 def robustness_table(
     df:pd.DataFrame, # predictions
 )->list[dict]: # one row per mode and dataset
@@ -648,7 +648,7 @@ def flips(g:pd.DataFrame)->float|None:
     bad = g[(g.level > 0) & g.sample_id.isin(clean.index)]
     return flip_rate(clean.loc[bad.sample_id].to_numpy(), bad.score.to_numpy()) if len(bad) else None
 
-# %% ../nbs/08_eval.ipynb #c068
+# %% ../nbs/08_eval.ipynb #c074
 def gate_table(df:pd.DataFrame)->list[dict]:
     "Mean gate weights by mode and level"
     g = df[df.g_self.notna()].astype({c: float for c in ("g_text", "g_image", "g_self")})
@@ -668,7 +668,7 @@ def correlation(a:pd.Series, b:pd.Series)->float|None:
     "Spearman's rank correlation, None when one side is constant"
     return float(a.rank().corr(b.rank())) if a.nunique() > 1 and b.nunique() > 1 else None
 
-# %% ../nbs/08_eval.ipynb #c071
+# %% ../nbs/08_eval.ipynb #c077
 def side_pairs(df:pd.DataFrame, n:int)->list[dict]:
     "Differences that do not involve the full model: what evidence text alone gives, and what false evidence gives"
     pairs = [p for p in GAINS if p[0] != "r3" and set(p) <= set(df["mode"])]
@@ -690,7 +690,7 @@ def summarise(
             "by_sibling": breakdown(df, "has_sibling", n_boot), "by_kind": kind_table(df), "gain_by_kind": breakdown(df, "kind", n_boot),
             "robustness": robustness_table(df), "confidence": confidence_table(df), "gates": gate_table(df)}
 
-# %% ../nbs/08_eval.ipynb #c074
+# %% ../nbs/08_eval.ipynb #c080
 def rescore(
     path, # a finished predictions file
     n_boot:int=2000, # resamples
@@ -707,12 +707,12 @@ def rescore(
     write_json(path.with_name(SUMMARY), summary)
     return summary
 
-# %% ../nbs/08_eval.ipynb #c077
+# %% ../nbs/08_eval.ipynb #c083
 def pick_cases(
     df:pd.DataFrame, # predictions
     n:int=2, # cases of each sort
 )->list[dict]: # sort, sample, level and seed
-    "Questions that only r3 answers, that both answer, and that r3 gets wrong, in a fixed order"
+    "Questions that only r3 gets right, that only the baseline does, that neither does and that both do, in a fixed order"
     levels = sorted(v for v in df.level.unique() if v > 0) or [0.0]
     level = min(levels, key=lambda v: (abs(v - .6), v))
     part = df[(df.level == level) & (df.seed == df.seed.min())]
@@ -726,7 +726,7 @@ def pick_cases(
         out += [{"sort": sort, "sample_id": s, "level": float(level), "seed": int(part.seed.min())} for _, s in chosen]
     return out
 
-# %% ../nbs/08_eval.ipynb #c079
+# %% ../nbs/08_eval.ipynb #c085
 def save_case(
     folder:Path, # where the pictures go
     name:str, # how their names begin
@@ -749,7 +749,7 @@ def save_gallery(
     return [save_case(folder, f"{ds}_{level:g}", damage([r], level, cfg.seeds[0], cfg)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
-# %% ../nbs/08_eval.ipynb #c080
+# %% ../nbs/08_eval.ipynb #c086
 def save_examples(
     cfg:EvalConfig, # options of a finished run
     n:int=2, # examples of each sort
@@ -787,7 +787,7 @@ def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
         with atomic_path(folder/name) as p: im.save(p, format="png")
     return e | {"image": name}
 
-# %% ../nbs/08_eval.ipynb #c082
+# %% ../nbs/08_eval.ipynb #c088
 def evaluate(
     cfg:EvalConfig, # options
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
@@ -825,5 +825,5 @@ def main(argv=None):
     if cfg.rescore and cfg.out_json: write_json(cfg.out_json, summary)
     print(show(summary))
 
-# %% ../nbs/08_eval.ipynb #c084
+# %% ../nbs/08_eval.ipynb #c090
 if __name__ == "__main__" and "__file__" in globals(): main()

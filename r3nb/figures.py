@@ -274,7 +274,7 @@ def robustness_md(
     summary:dict, # from `summarise`
 )->str: # Markdown
     "Robustness figures of each mode over all questions"
-    cols = {"area": "area", "retention": "retention", "worst": "worst case", "error_ratio": "error ratio to base", "flip_rate": "flip rate",
+    cols = {"area": "area", "retention": "retention", "worst": "worst case", "error_ratio": "error ratio to baseline", "flip_rate": "flip rate",
             "support": "answer supported", "hallucination": "hallucination"}
     show = lambda v: "" if v is None else f"{v:.3f}"
     body = [[r["mode"], *(show(r.get(c)) for c in cols)] for r in summary["robustness"] if r["dataset"] == "all" and r["levels"] == len(summary["levels"])]

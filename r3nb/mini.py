@@ -407,7 +407,7 @@ def _noisy(text, g, level):
 
 # %% ../nbs/10_mini.ipynb #c078
 def evidence_about(doc, others, level, g):
-    "Evidence blocks in random order: the pages of `others`, and a sibling of `doc` whenever its own text is damaged."
+    "Evidence blocks in random order: the pages of `others`, and a sibling of `doc`: always if its own text is damaged, else half of the time."
     if not others: return ""
     sibling = Document(doc.entity, "screen", tuple(doc.rows[i] for i in g.permutation(len(doc.rows))), "left")
     pages = [*others, sibling] if level or g.random() < .5 else others

@@ -693,7 +693,7 @@ def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
     self.modules_.train(was)
     return seen.weights
 
-# %% ../nbs/05_model.ipynb #c095
+# %% ../nbs/05_model.ipynb #c097
 @dataclass
 class R3Output:
     "Logits and what the modules saw; with labels only the answer positions."
@@ -701,7 +701,7 @@ class R3Output:
     targets: torch.Tensor|None # [A] answer ids
     seen: Reconstructed|None # None for a batch without evidence tensors
 
-# %% ../nbs/05_model.ipynb #c096
+# %% ../nbs/05_model.ipynb #c098
 @patch
 def run_modules(self: R3Model, batch: dict, modules: Reconstruction)->tuple[dict, tuple, Reconstructed|None]: # inputs, rows, what was seen
     "Run the modules and mask the evidence columns of samples whose gate is closed."
@@ -732,21 +732,21 @@ def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
-# %% ../nbs/05_model.ipynb #c101
+# %% ../nbs/05_model.ipynb #c103
 @dataclass
 class Generated:
     "Answers of a batch, and what the modules thought."
     texts: list[str] # decoded answers
     ids: list[list[int]] # their token ids, without the end
     gates: list|None # [B, 3] shares of text, image and self
-    confidence: list|None # [B, 2] estimated confidence in picture and text
+    confidence: list|None # [B, 2] confidence in picture and text that was in use
 
 def to_device(x, device):
     "Move the tensors of a nested batch."
     if isinstance(x, torch.Tensor): return x.to(device)
     return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
 
-# %% ../nbs/05_model.ipynb #c102
+# %% ../nbs/05_model.ipynb #c104
 @patch
 @torch.no_grad()
 def generate(self: R3Model,
@@ -772,7 +772,7 @@ def generate(self: R3Model,
     lists = (None, None) if seen is None else (seen.gates.tolist(), seen.confidence.tolist())
     return Generated([tok.decode(r, skip_special_tokens=True).strip() for r in ids], ids, *lists)
 
-# %% ../nbs/05_model.ipynb #c105
+# %% ../nbs/05_model.ipynb #c107
 CARD = """---
 library_name: r3nb
 base_model: {backbone}
@@ -794,7 +794,7 @@ model = R3Model.load("path/to/this/folder", backbone="path/to/backbone")
 | trainable parameters | {n:,} |
 """
 
-# %% ../nbs/05_model.ipynb #c106
+# %% ../nbs/05_model.ipynb #c108
 @patch
 def write(self: R3Model, folder: Path)->None:
     "Write adapter, modules, configuration and card into an existing folder."
@@ -812,7 +812,7 @@ def save_pretrained(self: R3Model, folder: str|Path)->Path:
     with atomic_dir(folder) as part: self.write(part)
     return Path(folder)
 
-# %% ../nbs/05_model.ipynb #c107
+# %% ../nbs/05_model.ipynb #c109
 def _fill(target: dict, saved: dict, path: Path)->None:
     "Copy tensors by name; any missing, unexpected or misshapen one is an error."
     missing, extra = sorted(target.keys() - saved.keys()), sorted(saved.keys() - target.keys())
@@ -844,7 +844,7 @@ def load_weights(self: R3Model, folder: Path)->None:
     _fill(dict(self.modules_.state_dict()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
 
-# %% ../nbs/05_model.ipynb #c109
+# %% ../nbs/05_model.ipynb #c111
 @patch(cls_method=True)
 def load(cls: R3Model,
     folder: str|Path, # a checkpoint
