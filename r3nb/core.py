@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
-           'ImageError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl',
-           'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'read_records', 'rng',
-           'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest',
-           'convert', 'from_dict', 'parse_cli', 'console', 'progress', 'run_dir_fresh']
+           'ImageError', 'WorkerError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl',
+           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'read_records',
+           'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state',
+           'write_manifest', 'convert', 'from_dict', 'parse_cli', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -25,12 +25,16 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import types
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +59,9 @@ class CheckpointError(R3Error):
 
 class ImageError(R3Error):
     "An image is missing, truncated or unreadable"
+
+class WorkerError(R3Error):
+    "A process that shared the work died"
 
 # %% ../nbs/00_core.ipynb #c009
 def nearest(
@@ -559,6 +566,29 @@ def progress(
     return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 5, dynamic_ncols=live, file=sys.stderr)
 
 # %% ../nbs/00_core.ipynb #c076
+def _watch_parent():
+    "Leave as soon as the parent process is gone"
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+def _begin(setup, args):
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    if setup: setup(*args)
+
+@contextmanager
+def worker_pool(
+    workers:int, # processes
+    setup=None, # called once in each process, with `args`
+    args:tuple=(), # for `setup`
+)->Iterator[ProcessPoolExecutor]:
+    "Spawned processes that leave with their parent; their functions must be importable"
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (setup, args))
+    try: yield pool
+    except BrokenProcessPool as e:
+        raise WorkerError("a worker process died; use fewer workers if memory is short, and run again to go on") from e
+    finally: pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../nbs/00_core.ipynb #c080
 def run_dir_fresh(
     out_dir, # the folder of a run
     key:str, # a fingerprint of all that determines its content

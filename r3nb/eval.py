@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'SUMMARY', 'PAIR', 'GAINS', 'Mode',
-           'parse_mode', 'EvalConfig', 'modes_of', 'check_config', 'levels_of', 'conditions', 'modes_at',
-           'eval_records', 'Case', 'damage', 'blocks', 'VectorMemo', 'find_evidence', 'Answer', 'flags_of', 'Readers',
-           'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'answer_block',
-           'sweep_condition', 'only', 'sweep', 'open_index', 'finish', 'damage_key', 'load_predictions', 'flat_row',
-           'interval', 'parts_of', 'score_table', 'means', 'compare', 'ablation_table', 'breakdown', 'kind_table',
-           'robustness_table', 'flips', 'gate_table', 'confidence_table', 'correlation', 'side_pairs', 'summarise',
-           'rescore', 'pick_cases', 'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'evaluate',
-           'show', 'main']
+           'parse_mode', 'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'levels_of', 'conditions',
+           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'VectorMemo', 'find_evidence', 'Answer', 'flags_of',
+           'Readers', 'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length',
+           'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish',
+           'damage_key', 'load_predictions', 'flat_row', 'interval', 'parts_of', 'score_table', 'means', 'compare',
+           'ablation_table', 'breakdown', 'kind_table', 'robustness_table', 'flips', 'gate_table', 'confidence_table',
+           'correlation', 'side_pairs', 'summarise', 'rescore', 'pick_cases', 'save_case', 'save_gallery',
+           'save_examples', 'page_paths', 'copy_page', 'evaluate', 'show', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import os
 import re
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
-                       progress, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, write_json,
-                       write_jsonl, write_manifest)
+                       progress, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
+                       write_json, write_jsonl, write_manifest)
 from .metrics import answer_support, detectable_difference, flip_rate, hallucinated, holm, paired_bootstrap, robustness, score
 
 # %% ../nbs/08_eval.ipynb #c005
@@ -35,7 +36,8 @@ MODES = {"base": ("base", False, None), "base+text": ("base", True, None), "lora
 CONTROLS = ("shuffled", "random", "oracle")
 ABLATIONS = {"prefix": "disable_prefix", "memory": "disable_visual_memory", "latent": "disable_latent_tokens", "aligner": "disable_memory",
              "gate": "disable_gate", "context": "disable_context", "text_retrieval": "disable_text_retrieval",
-             "image_retrieval": "disable_image_retrieval", "soft_prefix": "disable_soft_prefix"} # suffix: flag of the model
+             "image_retrieval": "disable_image_retrieval", "soft_prefix": "disable_soft_prefix",
+             "selection": "disable_selection"} # suffix: flag of the model
 
 @dataclass(frozen=True)
 class Mode:
@@ -64,8 +66,8 @@ def parse_mode(
 
 # %% ../nbs/08_eval.ipynb #c010
 @dataclass
-class EvalConfig:
-    "Evaluate modes over corruption levels and seeds; predictions, scores and summary go to one folder"
+class SweepOptions:
+    "What is asked, under which damage, and of which models"
     model_name: str = "" # folder or hub name of the backbone
     val_jsonl: str = "" # unified records to evaluate on
     image_root: str = "" # folder that the records' image paths start from
@@ -83,6 +85,11 @@ class EvalConfig:
     dataset_prefixes: list[str] = field(default_factory=list) # keep these datasets only; empty keeps all
     max_eval_samples: int = 0 # size of a stratified sample of questions; 0 takes all
     sample_seed: int = 0 # seed of that sample
+
+# %% ../nbs/08_eval.ipynb #c012
+@dataclass
+class EvalConfig(SweepOptions):
+    "Evaluate modes over corruption levels and seeds; predictions, scores and summary go to one folder"
     top_k: int = 3 # evidence pages per channel
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where r3 takes its confidence from
     disable_prefix: bool = False # switch off the text-evidence tokens
@@ -94,6 +101,7 @@ class EvalConfig:
     disable_text_retrieval: bool = False # no evidence from the text channel
     disable_image_retrieval: bool = False # no evidence from the image channel
     disable_soft_prefix: bool = False # use no soft tokens at all
+    disable_selection: bool = False # evidence for every question, however whole its page seems
     disable_corruption: bool = False # the same as clean_only
     prompt_suffix: str = "" # appended to every question, recorded with every score
     batch_size: int = 16 # questions answered at once; answers do not depend on it
@@ -101,12 +109,13 @@ class EvalConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32" # precision of the backbone; answers are comparable within one precision only
     device: str = "" # for example cpu or cuda; empty takes a GPU if there is one
     threads: int = 0 # threads of torch; 0 leaves them as they are
+    workers: int = 1 # processes that answer, each with its own copy of the models
     n_boot: int = 2000 # resamples of each interval
     out_dir: str = "eval" # folder of predictions, summary and manifest
     out_json: str = "" # a second place for the summary
     rescore: str = "" # a predictions file: score it again and stop, no model needed
 
-# %% ../nbs/08_eval.ipynb #c012
+# %% ../nbs/08_eval.ipynb #c014
 def modes_of(
     cfg:EvalConfig, # options of the run
     names:list[str]|None=None, # None takes both lists of the options
@@ -136,10 +145,11 @@ def check_config(
         raise ConfigError(f"ablation_levels {cfg.ablation_levels} has none of the levels {cfg.corruption_levels}, so ablation_mode would never run")
     for k in ("seeds", "corruption_levels"):
         if not getattr(cfg, k): raise ConfigError(f"{k} is empty; give at least one")
-    if min(cfg.batch_size, cfg.max_new_tokens, cfg.top_k) < 1: raise ConfigError("batch_size, max_new_tokens and top_k are at least 1")
+    for k in ("batch_size", "max_new_tokens", "top_k", "workers"):
+        if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
 
-# %% ../nbs/08_eval.ipynb #c015
+# %% ../nbs/08_eval.ipynb #c017
 def levels_of(cfg:EvalConfig)->list[float]:
     "The levels of a run, ascending, each once"
     return [0.0] if cfg.clean_only or cfg.disable_corruption else sorted({float(v) for v in cfg.corruption_levels})
@@ -158,7 +168,7 @@ def modes_at(
     more = cfg.ablation_mode if level in {float(v) for v in cfg.ablation_levels} else []
     return modes_of(cfg, [*cfg.eval_mode, *more])
 
-# %% ../nbs/08_eval.ipynb #c018
+# %% ../nbs/08_eval.ipynb #c020
 def eval_records(
     cfg:EvalConfig, # options of the run
 )->list: # records, in the order of the file
@@ -171,7 +181,7 @@ def eval_records(
     if cfg.dataset_prefixes: records = [r for r in records if r.dataset.startswith(tuple(cfg.dataset_prefixes))]
     return stratified_sample(records, cfg.max_eval_samples, cfg.sample_seed) if cfg.max_eval_samples else records
 
-# %% ../nbs/08_eval.ipynb #c020
+# %% ../nbs/08_eval.ipynb #c022
 @dataclass
 class Case:
     "One question under one condition: a record and what is left of it"
@@ -196,7 +206,7 @@ def damage(
         out.append(Case(r, level, seed, replace(c, pseudo_text="") if cfg.no_pseudo_text else c))
     return out
 
-# %% ../nbs/08_eval.ipynb #c022
+# %% ../nbs/08_eval.ipynb #c024
 BLOCK = 256
 
 def blocks(
@@ -230,7 +240,7 @@ def find_evidence(
     for c, v in zip(cases, encode_queries(index, seen, ("image",), memo)["image"], strict=True): c.own = v
     return {k: retrieve(index, records, seen, top_k, mode=k, seed=cases[0].seed, cache=memo) for k in kinds}
 
-# %% ../nbs/08_eval.ipynb #c025
+# %% ../nbs/08_eval.ipynb #c027
 @dataclass
 class Answer:
     "What a reader says about one case"
@@ -251,7 +261,7 @@ def flags_of(
     out |= {"confidence": cfg.confidence} if learned else {"context_order": "score"}
     return out | {ABLATIONS[a]: True for a in mode.off}
 
-# %% ../nbs/08_eval.ipynb #c028
+# %% ../nbs/08_eval.ipynb #c030
 class Readers:
     "The models of a run: each is opened when first needed, and shared by all modes with its weights"
     def __init__(self,
@@ -278,7 +288,7 @@ class Readers:
         import torch
         return self.cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../nbs/08_eval.ipynb #c030
+# %% ../nbs/08_eval.ipynb #c032
 @patch
 def answer(self:Readers,
     mode:Mode, # how to answer
@@ -299,7 +309,7 @@ def answer(self:Readers,
     gates, conf = (x if learned else [None] * len(cases) for x in (out.gates, out.confidence))
     return [Answer(t, m["prompt"], g, c) for t, m, g, c in zip(out.texts, batch["meta"], gates, conf, strict=True)]
 
-# %% ../nbs/08_eval.ipynb #c032
+# %% ../nbs/08_eval.ipynb #c034
 def row_key(row:dict)->tuple:
     "What identifies a prediction"
     return row["mode"], float(row["level"]), int(row["seed"]), row["sample_id"]
@@ -323,7 +333,7 @@ def append_rows(
     import json
     with open(path, "ab") as f: f.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
 
-# %% ../nbs/08_eval.ipynb #c036
+# %% ../nbs/08_eval.ipynb #c038
 def make_row(
     case:Case, # the question and its damage
     mode:Mode, # how it was answered
@@ -341,8 +351,8 @@ def make_row(
 
 META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning") # columns kept for breakdowns
 
-# %% ../nbs/08_eval.ipynb #c038
-FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "clean_only", "disable_corruption", "batch_size", "threads", "n_boot",
+# %% ../nbs/08_eval.ipynb #c040
+FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
         "out_dir", "out_json", "rescore", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
@@ -362,7 +372,7 @@ def run_key(
     options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"}
     return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
 
-# %% ../nbs/08_eval.ipynb #c040
+# %% ../nbs/08_eval.ipynb #c042
 def by_length(
     cases:list[Case], # cases to answer
     found:list|None, # their evidence, in the same order
@@ -387,25 +397,44 @@ def answer_block(
         answers = reader.answer(mode, batch, given)
         yield [make_row(c, mode, a, e) for c, a, e in zip(batch, answers, given or [None] * len(batch), strict=True)]
 
-# %% ../nbs/08_eval.ipynb #c041
-def sweep_condition(cfg, records, level, seed, done, readers, index, bar):
-    "Answer whatever is missing at one level and seed"
+# %% ../nbs/08_eval.ipynb #c043
+@dataclass
+class Part:
+    "One block of questions under one condition, and what is missing of it"
+    level: float # corruption level
+    seed: int # corruption seed
+    block: list # all records of the block
+    todo: list # (`Mode`, ids of the samples that it has not answered)
+
+def parts_to_do(
+    cfg:EvalConfig, # options of the run
+    records:list, # its records
+    done:set, # keys of the rows that exist
+)->list[Part]: # parts with something missing
+    "What is left to do of a sweep"
+    out = []
+    for level, seed in conditions(cfg):
+        for block in blocks(records):
+            todo = [(m, {r.sample_id for r in block if (m.name, level, seed, r.sample_id) not in done}) for m in modes_at(cfg, level)]
+            if any(ids for _, ids in todo): out.append(Part(level, seed, block, [(m, ids) for m, ids in todo if ids]))
+    return out
+
+# %% ../nbs/08_eval.ipynb #c044
+def answer_part(
+    cfg:EvalConfig, # options of the run
+    part:Part, # what to answer
+    readers, # an object with `answer(mode, cases, evidence)`
+    index, # an `EvidenceIndex` or None
+): # yields pairs of a file's name and rows for it
+    "Damage and search a part once, and let every mode answer what is missing"
     from r3nb.corrupt import manifest_row
-    part = Path(cfg.out_dir)/PARTIAL
-    for block in blocks(records):
-        todo = [(m, [r.sample_id for r in block if (m.name, level, seed, r.sample_id) not in done]) for m in modes_at(cfg, level)]
-        todo = [(m, set(ids)) for m, ids in todo if ids]
-        if not todo: continue
-        cases = damage(block, level, seed, cfg)
-        append_rows(Path(cfg.out_dir)/DAMAGE, [manifest_row(c.seen) for c in cases])
-        evidence = find_evidence(index, cases, dict.fromkeys(m.evidence for m, _ in todo if m.evidence), cfg.top_k)
-        for mode, ids in todo:
-            keep = [i for i, c in enumerate(cases) if c.record.sample_id in ids]
-            found = [only(evidence[mode.evidence][i], mode) for i in keep] if mode.evidence else None
-            bar.set_postfix_str(f"{mode.name} level {level:g} seed {seed}")
-            for rows in answer_block([cases[i] for i in keep], mode, readers, found, cfg.batch_size):
-                append_rows(part, rows)
-                bar.update(len(rows))
+    cases = damage(part.block, part.level, part.seed, cfg)
+    yield DAMAGE, [manifest_row(c.seen) for c in cases]
+    evidence = find_evidence(index, cases, dict.fromkeys(m.evidence for m, _ in part.todo if m.evidence), cfg.top_k)
+    for mode, ids in part.todo:
+        keep = [i for i, c in enumerate(cases) if c.record.sample_id in ids]
+        found = [only(evidence[mode.evidence][i], mode) for i in keep] if mode.evidence else None
+        for rows in answer_block([cases[i] for i in keep], mode, readers, found, cfg.batch_size): yield PARTIAL, rows
 
 def only(found:dict, mode:Mode)->dict:
     "The evidence of the channels that a mode has not switched off"
@@ -413,7 +442,32 @@ def only(found:dict, mode:Mode)->dict:
 
 PARTIAL, DAMAGE = "predictions.partial.jsonl", "corruption.partial.jsonl"
 
-# %% ../nbs/08_eval.ipynb #c042
+# %% ../nbs/08_eval.ipynb #c046
+_desk = None # in a worker: the options, the readers and the index
+
+def _open_desk(cfg):
+    global _desk
+    _torch_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
+    index = open_index(cfg)
+    _desk = cfg, Readers(cfg, index), index
+
+def _at_desk(part): return list(answer_part(_desk[0], part, *_desk[1:]))
+
+def answers(
+    cfg:EvalConfig, # options of the run
+    todo:list[Part], # what to answer
+    readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
+): # yields pairs of a file's name and rows for it
+    "Answer parts one after the other here, or side by side in several processes"
+    if readers is not None or cfg.workers == 1:
+        index = open_index(cfg)
+        readers = readers or Readers(cfg, index)
+        for part in todo: yield from answer_part(cfg, part, readers, index)
+        return
+    with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
+        for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result()
+
+# %% ../nbs/08_eval.ipynb #c047
 def sweep(
     cfg:EvalConfig, # options of the run
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models that the options name
@@ -423,20 +477,20 @@ def sweep(
     out, records = Path(cfg.out_dir), eval_records(cfg)
     run_dir_fresh(out, run_key(cfg))
     (out/SUMMARY).unlink(missing_ok=True)
-    old = read_partial(out/PARTIAL) + (read_partial(out/"predictions.jsonl"))
-    done = {row_key(r) for r in old}
+    done = {row_key(r) for r in read_partial(out/PARTIAL) + read_partial(out/"predictions.jsonl")}
     plan = {(m.name, level, seed, r.sample_id) for level, seed in conditions(cfg) for m in modes_at(cfg, level) for r in records}
     if plan - done:
-        index = open_index(cfg)
-        readers = readers or Readers(cfg, index)
         with progress(None, "evaluate", total=len(plan)) as bar:
             bar.update(len(plan & done))
-            for level, seed in conditions(cfg): sweep_condition(cfg, records, level, seed, done, readers, index, bar)
+            for name, rows in answers(cfg, parts_to_do(cfg, records, done), readers):
+                append_rows(out/name, rows)
+                if name == DAMAGE: bar.set_postfix_str(f"level {rows[0]['level']:g} seed {rows[0]['seed']}")
+                else: bar.update(len(rows))
     return finish(out, plan)
 
 SUMMARY = "summary.json"
 
-# %% ../nbs/08_eval.ipynb #c043
+# %% ../nbs/08_eval.ipynb #c048
 def open_index(
     cfg:EvalConfig, # options of the run
 ): # an `EvidenceIndex`, or None
@@ -459,7 +513,7 @@ def finish(
 
 def damage_key(row:dict)->tuple: return float(row["level"]), int(row["seed"]), row["sample_id"]
 
-# %% ../nbs/08_eval.ipynb #c045
+# %% ../nbs/08_eval.ipynb #c050
 def load_predictions(
     path, # a finished `predictions.jsonl`
 )->pd.DataFrame: # one row per prediction
@@ -479,7 +533,7 @@ def flat_row(r:dict)->dict:
             **{f"conf_{k}": v for k, v in conf.items()}, "evidence": [e["text"] for e in r["evidence"]],
             "kind": r["meta"].get("kind", ""), "has_sibling": r["meta"].get("has_sibling")}
 
-# %% ../nbs/08_eval.ipynb #c049
+# %% ../nbs/08_eval.ipynb #c054
 PAIR = ["dataset", "image_id", "sample_id", "level", "seed"] # what two paired answers have in common
 
 def interval(
@@ -501,7 +555,7 @@ def interval(
     power = {"detectable": detectable_difference(mine, other, pages)} if b is not None and both.image_id.nunique() > 1 else {}
     return {"n": len(both), "estimate": r.diff, "low": r.low, "high": r.high, "p": r.p} | power
 
-# %% ../nbs/08_eval.ipynb #c052
+# %% ../nbs/08_eval.ipynb #c057
 def parts_of(df:pd.DataFrame): # yields name and part
     "The table as a whole, then each dataset"
     yield "all", df
@@ -537,7 +591,7 @@ def compare(
                 out.append({"a": main, "b": other, "level": level, "dataset": name, **interval(part, rest, n)})
     return out
 
-# %% ../nbs/08_eval.ipynb #c055
+# %% ../nbs/08_eval.ipynb #c060
 def ablation_table(
     df:pd.DataFrame, # predictions
     main:str="r3", # the full model
@@ -553,7 +607,7 @@ def ablation_table(
     for r, p in zip(out, holm([r["p"] for r in out]) if out else [], strict=True): r["p_holm"] = float(p)
     return out
 
-# %% ../nbs/08_eval.ipynb #c057
+# %% ../nbs/08_eval.ipynb #c062
 GAINS = (("r3", "lora"), ("r3", "base+text"), ("r3", "r3+shuffled"), ("rag", "base+text"), ("r3", "rag"), ("r3+shuffled", "lora"))
 
 def breakdown(
@@ -577,7 +631,7 @@ def kind_table(df:pd.DataFrame)->list[dict]:
     return [{"mode": r.mode_, "level": r.level, "kind": r.kind, "score": float(r.mean_), "n": int(r.size_)}
             for r in g.rename(columns={"mode": "mode_", "mean": "mean_", "size": "size_"}).itertuples()]
 
-# %% ../nbs/08_eval.ipynb #c060
+# %% ../nbs/08_eval.ipynb #c065
 def robustness_table(
     df:pd.DataFrame, # predictions
 )->list[dict]: # one row per mode and dataset
@@ -601,7 +655,7 @@ def flips(g:pd.DataFrame)->float|None:
     bad = g[(g.level > 0) & g.sample_id.isin(clean.index)]
     return flip_rate(clean.loc[bad.sample_id].to_numpy(), bad.score.to_numpy()) if len(bad) else None
 
-# %% ../nbs/08_eval.ipynb #c063
+# %% ../nbs/08_eval.ipynb #c068
 def gate_table(df:pd.DataFrame)->list[dict]:
     "Mean gate weights by mode and level"
     g = df[df.g_self.notna()].astype({c: float for c in ("g_text", "g_image", "g_self")})
@@ -621,7 +675,7 @@ def correlation(a:pd.Series, b:pd.Series)->float|None:
     "Spearman's rank correlation, None when one side is constant"
     return float(a.rank().corr(b.rank())) if a.nunique() > 1 and b.nunique() > 1 else None
 
-# %% ../nbs/08_eval.ipynb #c066
+# %% ../nbs/08_eval.ipynb #c071
 def side_pairs(df:pd.DataFrame, n:int)->list[dict]:
     "Differences that do not involve the full model: what evidence text alone gives, and what false evidence gives"
     pairs = [p for p in GAINS if p[0] != "r3" and set(p) <= set(df["mode"])]
@@ -643,7 +697,7 @@ def summarise(
             "by_sibling": breakdown(df, "has_sibling", n_boot), "by_kind": kind_table(df), "gain_by_kind": breakdown(df, "kind", n_boot),
             "robustness": robustness_table(df), "confidence": confidence_table(df), "gates": gate_table(df)}
 
-# %% ../nbs/08_eval.ipynb #c069
+# %% ../nbs/08_eval.ipynb #c074
 def rescore(
     path, # a finished predictions file
     n_boot:int=2000, # resamples
@@ -660,7 +714,7 @@ def rescore(
     write_json(path.with_name(SUMMARY), summary)
     return summary
 
-# %% ../nbs/08_eval.ipynb #c072
+# %% ../nbs/08_eval.ipynb #c077
 def pick_cases(
     df:pd.DataFrame, # predictions
     n:int=2, # cases of each sort
@@ -679,7 +733,7 @@ def pick_cases(
         out += [{"sort": sort, "sample_id": s, "level": float(level), "seed": int(part.seed.min())} for _, s in chosen]
     return out
 
-# %% ../nbs/08_eval.ipynb #c074
+# %% ../nbs/08_eval.ipynb #c079
 def save_case(
     folder:Path, # where the pictures go
     name:str, # how their names begin
@@ -702,7 +756,7 @@ def save_gallery(
     return [save_case(folder, f"{ds}_{level:g}", damage([r], level, cfg.seeds[0], cfg)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
-# %% ../nbs/08_eval.ipynb #c075
+# %% ../nbs/08_eval.ipynb #c080
 def save_examples(
     cfg:EvalConfig, # options of a finished run
     n:int=2, # examples of each sort
@@ -740,7 +794,7 @@ def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
         with atomic_path(folder/name) as p: im.save(p, format="png")
     return e | {"image": name}
 
-# %% ../nbs/08_eval.ipynb #c077
+# %% ../nbs/08_eval.ipynb #c082
 def evaluate(
     cfg:EvalConfig, # options
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
@@ -778,5 +832,5 @@ def main(argv=None):
     if cfg.rescore and cfg.out_json: write_json(cfg.out_json, summary)
     print(show(summary))
 
-# %% ../nbs/08_eval.ipynb #c079
+# %% ../nbs/08_eval.ipynb #c084
 if __name__ == "__main__" and "__file__" in globals(): main()

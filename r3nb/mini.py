@@ -424,16 +424,16 @@ def lesson_text(lesson, pool, g):
     others = [pool[int(i)] for i in g.integers(len(pool), size=int(g.integers(1, 4)))] if lesson == "c" else []
     level = float(g.choice([0, .2, .5])) if others else 0.
     head = f"<|im_start|>user Text: {_noisy(page_text(doc, g), g, level)} {evidence_about(doc, others, level, g)}"
-    return packed_turns(head, [doc] if level or g.random() < .5 else [doc, *others], g, ["extractive", "comparison"], 8)
+    return packed_turns(head, [doc] if level or g.random() < .5 else [doc, *others], g, ["extractive", "comparison"], 6)
 
 # %% ../nbs/10_mini.ipynb #c084
 def packed_turns(head, docs, g, kinds, n):
-    "Append `n` question-and-answer turns about `docs` behind the opening text `head`."
+    "Append up to `n` turns of question and answer about `docs` behind the opening text `head`; no question comes twice."
     pieces, asked = [(head, False)], []
-    for i in range(n):
-        kind = kinds[int(g.integers(len(kinds)))]
-        options = questions(docs[0 if kind == "visual" else int(g.integers(len(docs)))])[kind]
-        q, a, _ = options[int(g.integers(len(options)))]
+    left = {k: [o for doc in (docs[:1] if k == "visual" else docs) for o in questions(doc)[k]] for k in kinds}
+    for i in range(min(n, sum(map(len, left.values())))):
+        kind = str(g.choice([k for k in kinds if left[k]]))
+        q, a, _ = left[kind].pop(int(g.integers(len(left[kind]))))
         pieces += [(f"{'' if i == 0 else '<|im_start|>user'} Question: {q}<|im_end|><|im_start|>assistant", False), (a, True), ("<|im_end|>", None)]
         asked.append(kind)
     return pieces, asked
@@ -455,7 +455,7 @@ class Lessons:
             others = [self.pool[int(i)] for i in self.g.integers(len(self.pool), size=int(self.g.choice([0, 0, 1, 2])))]
             if self.g.random() < .8: words = f"Text: {_noisy(page_text(doc, self.g), self.g, level)} {evidence_about(doc, others, level, self.g)} "
             head = "<|im_start|>user<|vision_start|>" + "<|image_pad|>" * n + f"<|vision_end|>{words}"
-            pieces, kinds = packed_turns(head, [doc], self.g, ["visual"] * 3 + (["extractive", "comparison"] if words else []), 6)
+            pieces, kinds = packed_turns(head, [doc], self.g, ["visual"] + (["extractive", "comparison"] if words else []), 6)
         else: pieces, kinds = lesson_text(lesson, self.pool, self.g)
         ids, labels = [], []
         for t, (_, answer) in zip(self.tok([s for s, _ in pieces], add_special_tokens=False).input_ids, pieces, strict=True):
@@ -556,7 +556,7 @@ class PretrainConfig:
     seed: int = 1  # seed of weights, lessons and pretraining worlds
     lr: float = 1e-3  # AdamW learning rate
     batch_size: int = 42  # packed examples a step
-    max_steps: list[int] = field(default_factory=lambda: [400, 400, 900])  # most steps in lessons a, b and d
+    max_steps: list[int] = field(default_factory=lambda: [400, 400, 1000])  # most steps in lessons a, b and d
     pages: int = 2400  # rendered pages for the lesson with pictures
     eye_steps: int = 800  # steps of the vision tower's own lesson, at twice the rate
     clip_steps: int = 1000  # steps of the tiny CLIP
@@ -655,6 +655,8 @@ def sibling_at(vectors, names, k=3):
 # %% ../nbs/10_mini.ipynb #c125
 def pretrain_vlm(cfg, pages, log):
     "Teach the tiny Qwen3-VL on `pages` [(document, image)] and on text-only lessons; returns model and processor."
+    from r3nb.core import seed_everything
+    seed_everything(cfg.seed)
     tok = make_tokenizer()
     proc, model = make_processor(tok), make_backbone(tok)
     ents, g, fams = [e for i in range(4) for e in entities(1000, (cfg.seed, i), "pretrain")], rng("pool", cfg.seed), list(DRAW)
@@ -673,7 +675,9 @@ def pretrain_clip(cfg, pages, log):
     "Teach the tiny CLIP on sibling pages; the second half of `pages` repeats the companies of the first. Returns model, processor, tokenizer."
     import torch
 
+    from r3nb.core import seed_everything
     from r3nb.indices import pad_square
+    seed_everything(cfg.seed)
     tok, n = make_tokenizer(), len(pages) // 2
     model, proc = make_clip(tok), clip_processor()
     px = proc(images=[pad_square(im, 128) for _, im in pages], return_tensors="pt")["pixel_values"].half()
@@ -686,10 +690,7 @@ def pretrain_clip(cfg, pages, log):
 def pretrain(cfg):
     "Make both tiny backbones and write them, with the log of their lessons, below `cfg.out_dir`."
     import torch
-
-    from r3nb.core import seed_everything
     torch.set_num_threads(cfg.threads)
-    seed_everything(cfg.seed)
     curves, out = defaultdict(list), Path(cfg.out_dir)
     def log(name):
         return lambda row: (curves[name].append(row), print(name, row, flush=True))

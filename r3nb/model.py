@@ -56,6 +56,7 @@ class R3Sizes:
     max_tokens: int = 4096 # budget of the whole prompt, image tokens counted as expanded
     suffix: str = "" # written behind every question
     neutral_token: str = "" # soft tokens start as this token's embedding, empty picks one
+    trust: float = 0.8 # evidence is left out where the confidences in picture and text both exceed this; 1 never leaves it out
     context_order: Literal["gate", "score"] = "gate" # what ranks evidence text: gate and score, or score alone
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where the confidences come from
     seed: int = 0 # of the modules' initial weights
@@ -70,6 +71,7 @@ class R3Config(R3Sizes):
     disable_soft_prefix: bool = False # no soft tokens at all
     disable_memory: bool = False # no aligned memory behind the gate
     disable_gate: bool = False # uniform weights for text, image and self
+    disable_selection: bool = False # evidence for every sample, however whole it seems
     disable_context: bool = False # no evidence text in the prompt
     disable_text_retrieval: bool = False # no evidence from the text channel
     disable_image_retrieval: bool = False # no evidence from the image channel
@@ -81,6 +83,7 @@ class R3Config(R3Sizes):
         for name in ("n_prefix", "n_memory", "n_latent", "lora_r", "top_k", "own_tokens", "evidence_tokens"):
             if getattr(self, name) < 0: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.bottleneck % self.heads: raise ConfigError(f"bottleneck {self.bottleneck} is not a multiple of heads {self.heads}")
+        if not 0 <= self.trust <= 1: raise ConfigError(f"trust is {self.trust}, expected 0 to 1 (1 never leaves evidence out)")
         if self.tau <= 0: raise ConfigError(f"tau is {self.tau}, expected more than 0 (0.05 to 0.1 is usual)")
 
     @property
@@ -93,6 +96,9 @@ class R3Config(R3Sizes):
     def channels(self)->tuple[str, ...]: # which channels are asked for evidence
         off = {"text": self.disable_text_retrieval, "image": self.disable_image_retrieval}
         return tuple(c for c in CHANNELS if not off[c] and self.top_k)
+
+    @property
+    def selective(self)->bool: return self.trust < 1 and not self.disable_selection # may evidence be left out?
 
 # %% ../nbs/05_model.ipynb #c013
 PLACEHOLDERS = ("<|r3_prefix|>", "<|r3_memory|>", "<|r3_latent|>")
@@ -240,7 +246,7 @@ def image_signals(image)->list[float]: # 7 numbers near [0, 1]
     return [float(v) for v in (grey.mean(), grey.std(), 4 * step.mean(), 4 * low, 4 * mid, 4 * high, (step > .2).mean() * 4)]
 
 # %% ../nbs/05_model.ipynb #c041
-N_SIGNALS, GATE_FLOOR = 23, .02 # signals per sample; evidence with less trust than the floor is masked
+N_SIGNALS, GATE_FLOOR = 24, .02 # signals per sample; evidence with less trust than the floor is masked
 
 @dataclass
 class Reconstructed:
@@ -281,11 +287,12 @@ def reconstruct(self: Reconstruction,
     logits = self.confidence(e["own"], e["signals"])
     known = {"estimated": logits.sigmoid(), "oracle": e["true_conf"], "fixed": torch.full_like(logits, .5)}
     confidence = known[config.confidence].detach()
-    by_text, by_image = (channel_weights(e[f"score_{c}"], e[f"in_{c}"], config.tau) for c in CHANNELS)
+    found = torch.stack([e[f"in_{c}"] for c in CHANNELS], 1)
+    if config.selective: found = found & ~(confidence > config.trust).all(-1)[:, None, None]
+    by_text, by_image = (channel_weights(e[f"score_{c}"], found[:, i], config.tau) for i, c in enumerate(CHANNELS))
     z_text, z_image, z_own, null = self.aligner(e["text"], e["image"], e["own"])
     m_text, m_image = ((w[..., None] * z).sum(1) for w, z in ((by_text, z_text), (by_image, z_image)))
     if config.disable_memory: m_text, m_image, z_own = (torch.zeros_like(m) for m in (m_text, m_image, z_own))
-    found = torch.stack([e["in_text"], e["in_image"]], 1)
     best = torch.stack([e["score_text"], e["score_image"]], 1).masked_fill(~found, 0.).amax(-1)
     gates = self.gate(m_text, m_image, z_own, confidence, best, found.any(-1), config.disable_gate)
     weights = gates[:, :1] * by_text + gates[:, 1:2] * by_image
@@ -293,7 +300,7 @@ def reconstruct(self: Reconstruction,
     tokens = tuple(neutral + scale * p for p in parts)
     return Reconstructed(tokens, gates, confidence, logits, (z_text, z_image, null), weights, weights.sum(-1).detach() > GATE_FLOOR)
 
-# %% ../nbs/05_model.ipynb #c046
+# %% ../nbs/05_model.ipynb #c048
 def one_line(text: str)->str: return " ".join(text.split())
 
 def build_prompt(
@@ -309,7 +316,7 @@ def build_prompt(
     lines += [f"Evidence: {one_line(e)}" for e in evidence if e.strip()]
     return soft + "\n".join([*lines, f"Question: {one_line(question)}{suffix}"])
 
-# %% ../nbs/05_model.ipynb #c049
+# %% ../nbs/05_model.ipynb #c051
 @dataclass
 class Example:
     "One sample with its evidence, ready for a batch."
@@ -330,7 +337,7 @@ class QueryMemo:
         if key not in self.known: self.known[key] = encoder.encode(items)
         return self.known[key]
 
-# %% ../nbs/05_model.ipynb #c050
+# %% ../nbs/05_model.ipynb #c052
 def merge_channels(
     found: dict, # channel -> list of Evidence
     channels: tuple[str, ...] # channels in use
@@ -343,7 +350,7 @@ def merge_channels(
             scores.setdefault(e.image_id, [np.nan, np.nan])[row] = e.score
     return list(pages.values()), np.array([scores[i] for i in pages], dtype=np.float32).reshape(-1, 2).T
 
-# %% ../nbs/05_model.ipynb #c051
+# %% ../nbs/05_model.ipynb #c053
 def make_examples(
     index, # an EvidenceIndex; None is allowed when no channel is in use
     records: list, # QARecords
@@ -372,7 +379,7 @@ def make_examples(
         out.append(Example(records[i], corrupted[i], pages, scores, vectors, np.asarray(own[i], np.float32), clean[i] if clean else None))
     return out
 
-# %% ../nbs/05_model.ipynb #c055
+# %% ../nbs/05_model.ipynb #c057
 def supports(text: str, answers: list[str])->bool:
     "Does a text contain one of the answers, not as a part of a longer word or number?"
     sort = lambda c: "[0-9]" if c.isdigit() else r"[^\W\d_]" if c.isalpha() else "" # characters that would continue an answer
@@ -390,7 +397,7 @@ def gate_target(example: Example)->list[float]: # shares of text, image and self
     shares[:2] *= [bool((~np.isnan(row)).any()) for row in example.scores]
     return (shares / shares.sum()).tolist()
 
-# %% ../nbs/05_model.ipynb #c058
+# %% ../nbs/05_model.ipynb #c060
 class R3Collator:
     "Examples in, a batch for `R3Model` out: the one road for training and evaluation."
     def __init__(self,
@@ -402,7 +409,7 @@ class R3Collator:
         special = [str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
         self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
 
-# %% ../nbs/05_model.ipynb #c060
+# %% ../nbs/05_model.ipynb #c062
 @patch
 def evidence(self: R3Collator, examples: list[Example])->dict:
     "Tensors of the pages, the own picture, the signals and the targets."
@@ -421,22 +428,25 @@ def evidence(self: R3Collator, examples: list[Example])->dict:
         out |= {name: vectors, f"score_{name}": np.nan_to_num(scores[:, j]), f"in_{name}": ~np.isnan(scores[:, j])}
     if len(examples[0].own) != c.image_dim:
         raise ConfigError(f"own-image vectors have width {len(examples[0].own)}, the model expects image_dim {c.image_dim}")
-    out |= {"own": np.stack([e.own for e in examples]), "signals": np.array([signals(e) for e in examples], np.float32),
+    out |= {"own": np.stack([e.own for e in examples]), "signals": np.array([signals(e, self.tokenizer) for e in examples], np.float32),
             "true_conf": np.array([[e.corrupted.c_vis, e.corrupted.c_text] for e in examples], np.float32),
             "gate_target": np.array([gate_target(e) for e in examples], np.float32)}
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in out.items()}
 
-# %% ../nbs/05_model.ipynb #c062
-def signals(example: Example)->list[float]: # N_SIGNALS numbers
+# %% ../nbs/05_model.ipynb #c064
+def signals(
+    example: Example, # with its pages
+    tokenizer # the backbone's
+)->list[float]: # N_SIGNALS numbers
     "All that can be observed about the damage of one sample."
-    conf = example.record.ocr_conf
+    conf, own = example.record.ocr_conf, example.corrupted.pseudo_text
     found = [row[~np.isnan(row)] for row in example.scores]
     retrieval = [float(f) for row in found for f in ((row.max(), row.mean()) if len(row) else (0, 0))]
     gap = float(found[0].max() - found[0].min()) if len(found[0]) else 0.
-    text, image = text_signals(example.corrupted.pseudo_text), image_signals(example.corrupted.image)
-    return [*text, conf or 0., float(conf is not None), *image, *retrieval, gap]
+    pieces = len(tokenizer(own, add_special_tokens=False)["input_ids"]) / max(1, len(own.split()))
+    return [*text_signals(own), min(1., pieces / 4), conf or 0., float(conf is not None), *image_signals(example.corrupted.image), *retrieval, gap]
 
-# %% ../nbs/05_model.ipynb #c065
+# %% ../nbs/05_model.ipynb #c067
 @patch
 def cut(self: R3Collator, text: str, budget: int)->tuple[str, int]: # the text that fits, tokens used
     "The first `budget` tokens of a text, special tokens blanked."
@@ -458,12 +468,12 @@ def prompt(self: R3Collator,
     for_own, left = budgets or (0 if c.disable_pseudo_text else c.own_tokens, 0 if c.disable_context else c.evidence_tokens)
     own, n_own = self.cut(text, for_own)
     start, quoted, texts = left, [], []
-    for j in sorted(range(len(example.pages)), key=lambda j: (-float(weights[j]), j)):
+    for j in sorted((j for j in range(len(example.pages)) if weights[j] > 0), key=lambda j: (-float(weights[j]), j)):
         page, used = self.cut(example.pages[j].text, left)
         if page: left -= used; texts.append(page); quoted.append(example.pages[j])
     return build_prompt(self.special.sub(" ", question), own, texts, c.n_soft, c.suffix), quoted, (n_own, start - left)
 
-# %% ../nbs/05_model.ipynb #c068
+# %% ../nbs/05_model.ipynb #c070
 @patch
 def pad(self: R3Collator, rows: list[list[int]], value: int)->torch.Tensor:
     "Rows of ids as one tensor, padded on the collator's side."
@@ -493,7 +503,7 @@ def inputs(self: R3Collator, prompts: list[str], images: list, answers: list[str
     out = {"inputs": full | other | {"attention_mask": mask}}
     return out | {"labels": self.pad([[-100] * len(r) + t for r, t in zip(ids, tail, strict=True)], -100)} if answers else out
 
-# %% ../nbs/05_model.ipynb #c070
+# %% ../nbs/05_model.ipynb #c072
 @patch
 def fitted(self: R3Collator, examples, weights, images, answers, clean=False)->tuple[dict, list, list]: # inputs, prompts, quoted pages
     "Inputs whose rows keep the token budget; text is shortened where they do not."
@@ -511,7 +521,7 @@ def fitted(self: R3Collator, examples, weights, images, answers, clean=False)->t
         budgets = [(max(0, own - max(0, o - pages)), max(0, pages - o)) if o > 0 else b
                    for o, (own, pages), b in zip(over, used, budgets, strict=True)]
 
-# %% ../nbs/05_model.ipynb #c071
+# %% ../nbs/05_model.ipynb #c073
 @patch
 def __call__(self: R3Collator,
     examples: list[Example], # the samples of the batch
@@ -528,7 +538,7 @@ def __call__(self: R3Collator,
     if teacher: batch["teacher"] = self.fitted(examples, weights, [e.clean[0] for e in examples], wanted, clean=True)[0]
     return batch
 
-# %% ../nbs/05_model.ipynb #c072
+# %% ../nbs/05_model.ipynb #c074
 @patch
 def meta(self: R3Collator, example: Example, prompt: str, quoted: list)->dict:
     "What a log or a prediction should say about a sample of the batch."
@@ -537,11 +547,12 @@ def meta(self: R3Collator, example: Example, prompt: str, quoted: list)->dict:
 
 def rank_pages(evidence: dict, config: R3Config, model=None)->torch.Tensor: # [B, K]
     "Trust in each page: by the model's gate, or evenly over the channels."
-    if model is not None and config.context_order == "gate": return model.page_weights(evidence).cpu()
-    by = [channel_weights(evidence[f"score_{c}"], evidence[f"in_{c}"], config.tau) for c in CHANNELS]
-    return sum(by) / 2
+    trusted = model.page_weights(evidence).cpu() if model is not None else None
+    if trusted is not None and config.context_order == "gate": return trusted
+    even = sum(channel_weights(evidence[f"score_{c}"], evidence[f"in_{c}"], config.tau) for c in CHANNELS) / 2
+    return even if trusted is None else even * (trusted > 0)
 
-# %% ../nbs/05_model.ipynb #c076
+# %% ../nbs/05_model.ipynb #c078
 @lru_cache(maxsize=16)
 def _weights_digest(files: tuple)->str:
     return hashlib.sha256("".join(f"{Path(p).name} {sha256_file(p)}\n" for p, _, _ in files).encode()).hexdigest()
@@ -562,7 +573,7 @@ def resolve_backbone(name: str|Path)->Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         raise ConfigError(f"backbone '{name}' is neither a folder nor a model id that the hub delivers ({type(e).__name__})") from e
 
-# %% ../nbs/05_model.ipynb #c079
+# %% ../nbs/05_model.ipynb #c081
 def add_placeholders(model, tokenizer)->tuple[int, ...]: # ids of the placeholders
     "Make the placeholders special tokens, and grow the embedding only if it has no spare rows."
     tokenizer.add_tokens(list(PLACEHOLDERS), special_tokens=True)
@@ -581,7 +592,7 @@ def neutral_id(tokenizer, name: str = "")->int:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id: return ids[0]
     raise ConfigError(f"neutral_token {name!r} is not one token of this tokenizer; name one that is, such as '.' or 'the'")
 
-# %% ../nbs/05_model.ipynb #c082
+# %% ../nbs/05_model.ipynb #c084
 class R3Model(nn.Module):
     "A vision-language backbone that reads evidence through its prompt and through soft tokens."
     accepts_loss_kwargs = True # the Trainer then counts answer tokens over all micro-batches
@@ -610,7 +621,7 @@ class R3Model(nn.Module):
     def get_input_embeddings(self): return self.base.get_input_embeddings()
     def get_output_embeddings(self): return self.base.get_output_embeddings()
 
-# %% ../nbs/05_model.ipynb #c083
+# %% ../nbs/05_model.ipynb #c085
 def add_lora(backbone, config: R3Config):
     "Put LoRA into the language model's linear layers."
     if not config.lora_r: return backbone
@@ -639,7 +650,7 @@ def from_pretrained(cls: R3Model,
     processor = AutoProcessor.from_pretrained(folder)
     return cls(model.eval(), processor, config or R3Config(), {"backbone": str(backbone), "backbone_sha256": weights_sha256(folder)}).eval()
 
-# %% ../nbs/05_model.ipynb #c087
+# %% ../nbs/05_model.ipynb #c089
 ROLES = ("student", "teacher", "base")
 
 @patch
@@ -671,7 +682,7 @@ def add_teacher(self: R3Model)->list[tuple]: # (student parameter, teacher param
         for student, teacher in pairs: teacher.copy_(student)
     return pairs
 
-# %% ../nbs/05_model.ipynb #c090
+# %% ../nbs/05_model.ipynb #c092
 @patch
 @torch.no_grad()
 def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
@@ -681,7 +692,7 @@ def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
     self.modules_.train(was)
     return seen.weights
 
-# %% ../nbs/05_model.ipynb #c093
+# %% ../nbs/05_model.ipynb #c095
 @dataclass
 class R3Output:
     "Logits and what the modules saw; with labels only the answer positions."
@@ -689,7 +700,7 @@ class R3Output:
     targets: torch.Tensor|None # [A] answer ids
     seen: Reconstructed|None # None for a batch without evidence tensors
 
-# %% ../nbs/05_model.ipynb #c094
+# %% ../nbs/05_model.ipynb #c096
 @patch
 def run_modules(self: R3Model, batch: dict, modules: Reconstruction)->tuple[dict, tuple, Reconstructed|None]: # inputs, rows, what was seen
     "Run the modules and mask the evidence columns of samples whose gate is closed."
@@ -720,7 +731,7 @@ def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
-# %% ../nbs/05_model.ipynb #c099
+# %% ../nbs/05_model.ipynb #c101
 @dataclass
 class Generated:
     "Answers of a batch, and what the modules thought."
@@ -734,7 +745,7 @@ def to_device(x, device):
     if isinstance(x, torch.Tensor): return x.to(device)
     return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
 
-# %% ../nbs/05_model.ipynb #c100
+# %% ../nbs/05_model.ipynb #c102
 @patch
 @torch.no_grad()
 def generate(self: R3Model,
@@ -760,7 +771,7 @@ def generate(self: R3Model,
     lists = (None, None) if seen is None else (seen.gates.tolist(), seen.confidence.tolist())
     return Generated([tok.decode(r, skip_special_tokens=True).strip() for r in ids], ids, *lists)
 
-# %% ../nbs/05_model.ipynb #c103
+# %% ../nbs/05_model.ipynb #c105
 CARD = """---
 library_name: r3nb
 base_model: {backbone}
@@ -782,7 +793,7 @@ model = R3Model.load("path/to/this/folder", backbone="path/to/backbone")
 | trainable parameters | {n:,} |
 """
 
-# %% ../nbs/05_model.ipynb #c104
+# %% ../nbs/05_model.ipynb #c106
 @patch
 def write(self: R3Model, folder: Path)->None:
     "Write adapter, modules, configuration and card into an existing folder."
@@ -800,7 +811,7 @@ def save_pretrained(self: R3Model, folder: str|Path)->Path:
     with atomic_dir(folder) as part: self.write(part)
     return Path(folder)
 
-# %% ../nbs/05_model.ipynb #c105
+# %% ../nbs/05_model.ipynb #c107
 def _fill(target: dict, saved: dict, path: Path)->None:
     "Copy tensors by name; any missing, unexpected or misshapen one is an error."
     missing, extra = sorted(target.keys() - saved.keys()), sorted(saved.keys() - target.keys())
@@ -832,7 +843,7 @@ def load_weights(self: R3Model, folder: Path)->None:
     _fill(dict(self.modules_.state_dict()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
 
-# %% ../nbs/05_model.ipynb #c107
+# %% ../nbs/05_model.ipynb #c109
 @patch(cls_method=True)
 def load(cls: R3Model,
     folder: str|Path, # a checkpoint

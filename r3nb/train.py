@@ -202,9 +202,11 @@ def confidence_loss(seen, evidence: dict)->torch.Tensor:
     return F.binary_cross_entropy_with_logits(seen.confidence_logits.float(), evidence["true_conf"])
 
 def gate_loss(seen, evidence: dict)->torch.Tensor:
-    "KL(target || gate), mean over samples."
-    target, gate = evidence["gate_target"], seen.gates.float().clamp_min(1e-8)
-    return (torch.xlogy(target, target) - target * gate.log()).sum(-1).mean()
+    "KL(target || gate) over the shares that the gate could give, mean over samples."
+    gate = seen.gates.float()
+    target = evidence["gate_target"] * (gate > 0)
+    target = target / target.sum(-1, keepdim=True).clamp_min(1e-8)
+    return (torch.xlogy(target, target) - target * gate.clamp_min(1e-8).log()).sum(-1).mean()
 
 def gate_entropy(seen)->torch.Tensor:
     "Entropy of the gate, mean over samples."
@@ -265,7 +267,7 @@ class R3Trainer(Trainer):
 
     def collate(self, examples: list):
         "What a worker returns: examples, or a finished batch when no gate is needed."
-        return examples if self.model.r3.context_order == "gate" else self.collator(examples, teacher=self.with_teacher)
+        return examples if self.model.r3.context_order == "gate" or self.model.r3.selective else self.collator(examples, teacher=self.with_teacher)
 
     def _get_train_sampler(self, dataset=None): return SequentialSampler(self.train_dataset)
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,9 @@ import pytest
 from PIL import Image
 
 from r3nb.core import (
-    CheckpointError, ConfigError, DataError, ImageError, IndexMismatchError, QARecord, R3Error, atomic_dir, atomic_path, check_image, console,
+    CheckpointError, ConfigError, DataError, ImageError, IndexMismatchError, QARecord, R3Error, WorkerError, atomic_dir, atomic_path, check_image, console,
     convert, fingerprint, from_dict, open_image, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, run_dir_fresh,
-    seed_everything, sha256_file, write_json, write_jsonl, write_manifest)
+    seed_everything, sha256_file, worker_pool, write_json, write_jsonl, write_manifest)
 
 ROW = dict(sample_id="a_train_0", dataset="chartqa", split="train", image_id="chartqa/train_0", image_path="images/train_0.png",
            question="How many?", answer="4", answers=["4"], pseudo_text="4 6")
@@ -282,3 +283,39 @@ def test_run_dir_never_empties_a_stranger(tmp_path):
     (tmp_path/"thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match="not made by r3nb"): run_dir_fresh(tmp_path, "k")
     assert (tmp_path/"thesis.tex").exists()
+
+
+# processes -----------------------------------------------------------------------------------------------------------------------------
+
+def lie_down(folder):
+    (Path(folder)/str(os.getpid())).touch()
+    time.sleep(60)
+
+
+PARENT = "import sys; sys.path.insert(0, {tests!r})\nfrom test_core import lie_down\nfrom r3nb.core import worker_pool\n" \
+         "if __name__ == '__main__':\n    with worker_pool(2) as pool: list(pool.map(lie_down, [{folder!r}] * 2))"
+
+
+def test_workers_leave_with_their_parent(tmp_path):
+    code = PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path/"pids"))
+    (tmp_path/"pids").mkdir()
+    (tmp_path/"parent.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, str(tmp_path/"parent.py")])
+    until = time.time() + 60
+    while len(pids := [int(p.name) for p in (tmp_path/"pids").iterdir()]) < 2 and time.time() < until: time.sleep(.1)
+    assert len(pids) == 2
+    parent.kill(); parent.wait()
+    def alive(pid):
+        try: return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+        except FileNotFoundError: return False
+    until = time.time() + 20
+    while any(map(alive, pids)) and time.time() < until: time.sleep(.1)
+    assert not any(map(alive, pids))
+
+
+def test_a_worker_that_dies_is_an_error_with_a_remedy():
+    with pytest.raises(WorkerError, match="fewer workers"), worker_pool(1) as pool: pool.submit(os.abort).result()
+
+
+def test_an_error_in_a_worker_comes_through():
+    with pytest.raises(ZeroDivisionError), worker_pool(1) as pool: pool.submit(divmod, 1, 0).result()

@@ -17,6 +17,9 @@ from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, rescore, summari
 MAIN = ["base", "base+text"]
 
 
+def DIE(part): os.abort()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     "Pages and records on disk, without any encoder"
@@ -62,7 +65,7 @@ def test_disable_flags_name_the_mode():
 
 @pytest.mark.parametrize("change, error, words", [
     ({"eval_mode": []}, ConfigError, "empty"), ({"corruption_levels": [2]}, ConfigError, "outside"), ({"seeds": []}, ConfigError, "seeds"),
-    ({"batch_size": 0}, ConfigError, "at least 1"), ({"eval_mode": ["rag"]}, ConfigError, "--index_dir"), ({"eval_mode": ["lora"]}, ConfigError, "--lora_checkpoint_dir"),
+    ({"batch_size": 0}, ConfigError, "batch_size is 0"), ({"workers": 0}, ConfigError, "workers is 0"), ({"eval_mode": ["rag"]}, ConfigError, "--index_dir"), ({"eval_mode": ["lora"]}, ConfigError, "--lora_checkpoint_dir"),
     ({"eval_mode": ["lora"], "lora_checkpoint_dir": "gone"}, CheckpointError, "gone"), ({"val_jsonl": "gone.jsonl"}, DataError, "gone.jsonl"),
     ({"dataset_prefixes": ["chart", "screne"]}, ConfigError, "screenqa")])
 def test_refused_before_any_work(world, tmp_path, change, error, words):
@@ -250,6 +253,25 @@ def test_real_model_all_modes_any_batch(real, tmp_path):
     assert {e["channel"] for r in by("r3-text_retrieval") for e in r["evidence"]} == {"image"}
     assert not any(e["image_id"] == r["image_id"] for r in rows for e in r["evidence"])
     assert [r["evidence"] for r in by("r3+shuffled")] != [r["evidence"] for r in by("r3")]
+
+
+def test_workers_do_not_change_the_answers(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(ev, "BLOCK", 3)
+    options = dict(eval_mode=["base+text", "r3", "r3+random"], corruption_levels=[0, .6], ablation_mode=["r3-selection"], threads=1)
+    alone = sweep(real_config(real, tmp_path/"1", **options))
+    shared = sweep(real_config(real, tmp_path/"2", workers=2, **options))
+    assert alone.read_bytes() == shared.read_bytes()
+    assert (tmp_path/"1/corruption.jsonl").read_bytes() == (tmp_path/"2/corruption.jsonl").read_bytes()
+
+
+def test_a_dead_worker_is_an_error_and_costs_only_its_part(real, tmp_path, monkeypatch):
+    from r3nb.core import WorkerError
+    options = dict(eval_mode=["base", "base+text"], corruption_levels=[0, .6], threads=1)
+    monkeypatch.setattr(ev, "_at_desk", DIE)
+    with pytest.raises(WorkerError, match="run again"): sweep(real_config(real, tmp_path/"out", workers=2, **options))
+    assert not (tmp_path/"out/predictions.jsonl").exists()
+    monkeypatch.undo()
+    assert sweep(real_config(real, tmp_path/"out", **options)).read_bytes() == sweep(real_config(real, tmp_path/"whole", **options)).read_bytes()
 
 
 def test_base_is_the_plain_backbone(real, tmp_path):

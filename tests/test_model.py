@@ -172,6 +172,35 @@ def test_disabled_gate_is_uniform_and_confidence_choices(shaken):
     assert not torch.equal(run().confidence, e["true_conf"])
 
 
+@pytest.mark.parametrize("order", ["gate", "score"])
+def test_evidence_is_left_out_where_the_page_seems_whole(shaken, order):
+    "A sample that is trusted gets the prompt and the logits of one for which nothing was found; its neighbour keeps its evidence."
+    config = replace(CONFIG, confidence="oracle", trust=.7, context_order=order)
+    rows = examples((0, 1))
+    for e, c_text in zip(rows, (.9, .5), strict=True): e.corrupted.c_vis, e.corrupted.c_text = .8, c_text
+    bare = examples((0, 1))
+    for e, o in zip(bare, rows, strict=True): e.corrupted.c_vis, e.corrupted.c_text = o.corrupted.c_vis, o.corrupted.c_text
+    bare[0].pages, bare[0].scores, bare[0].vectors = [], bare[0].scores[:, :0], {}
+    saved, shaken.r3 = shaken.r3, config
+    try:
+        batch, want = (R3Collator(shaken.processor, config)(x, shaken) for x in (rows, bare))
+        assert ["Evidence: " in m["prompt"] for m in batch["meta"]] == [False, True] and batch["meta"][0]["evidence"] == []
+        assert [m["prompt"] for m in batch["meta"]] == [m["prompt"] for m in want["meta"]]
+        for k in ("signals", "score_text", "score_image"): want["evidence"][k] = batch["evidence"][k]  # what was found stays observable
+        inputs, _, seen = shaken.run_modules(batch, shaken.modules_)
+        assert seen.open.tolist() == [False, True] and seen.gates[0].tolist() == [0, 0, 1]
+        assert torch.allclose(logits(shaken, batch), logits(shaken, want), atol=1e-5)
+        shaken.r3 = replace(config, disable_selection=True)
+        batch = R3Collator(shaken.processor, shaken.r3)(rows, shaken)
+        assert all("Evidence: " in m["prompt"] for m in batch["meta"]) and shaken.run_modules(batch, shaken.modules_)[2].open.all()
+    finally: shaken.r3 = saved
+
+
+@pytest.mark.parametrize("value", [-.1, 1.5])
+def test_trust_is_a_share(value):
+    with pytest.raises(ConfigError, match="trust"): R3Config(trust=value)
+
+
 def test_patch_states_are_accepted_as_evidence(shaken):
     "A page may bring a set of image vectors; equal vectors in a set equal the single vector."
     e = R3Collator(shaken.processor, CONFIG).evidence(examples())
