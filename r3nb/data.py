@@ -516,8 +516,7 @@ class _Merger:
         self.problems.append(DataError(f"{where}: duplicate sample_id {r.sample_id!r}, first at {first}; name each input once"))
 
 # %% ../nbs/01_data.ipynb #c046g
-_TWO_FILES = """select b.place, a.image_id, a.path, b.path from uses a join uses b on a.image_id = b.image_id and a.path < b.path
-    group by a.image_id order by b.rowid"""
+_TWO_FILES = """select place, image_id, min(path), max(path) from uses group by image_id having min(path) < max(path) order by max(rowid)"""
 _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
     first as (select content, min(n) as n from seen group by content having count(distinct split) > 1)
     select s.place, s.path, s.split, o.path, o.split, o.place from first join seen s using (content) join seen o on o.n = first.n

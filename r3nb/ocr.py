@@ -13,6 +13,7 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -98,9 +99,9 @@ def cuda_params(
 )->dict: # parameters of RapidOCR, empty for the CPU
     "Settings that put RapidOCR on a GPU"
     from onnxruntime import get_available_providers
-    kind, _, number = str(device).partition(":")
-    if kind not in ("auto", "cpu", "cuda") or number and (kind != "cuda" or not number.isdigit()):
+    if not (found := re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d+)", str(device))):
         raise ConfigError(f"device: '{device}' is unknown; use auto, cpu, cuda or cuda:<number>")
+    kind, number = found[1] or "cuda", found[2]
     there = "CUDAExecutionProvider" in get_available_providers()
     if kind == "cuda" and not there:
         raise ConfigError(f"device: {device} needs onnxruntime with CUDA; install onnxruntime-gpu in place of onnxruntime, or use device=cpu")
@@ -357,7 +358,10 @@ def cache_rows(
     "The rows that a finished cache has"
     names = set(wanted.values())
     chosen = sorted((wanted.get(h, p.image), h) for h, p in known.items() if h in wanted or p.image not in names)
-    for name, h in chosen: yield known[h].row() | {"image": name}
+    for name, h in chosen:
+        row = known[h].row()
+        if row.get("image_sha256") != h: raise DataError(f"{known[h].file}: this file was changed during the run; run again, one command at a time")
+        yield row | {"image": name}
 
 # %% ../nbs/02_ocr.ipynb #c047k
 @dataclass
