@@ -344,7 +344,8 @@ def gallery_figure(
             axes[2*i][j].set_title(f"λ = {c.level:g}", fontsize=8)
             axes[2*i + 1][j].imshow(c.c_vis_map, vmin=0, vmax=1, cmap="viridis")
             axes[2*i + 1][j].set_title(f"image {c.c_vis:.2f}, text {c.c_text:.2f}", fontsize=7)
-        axes[2*i][0].text(0, 1.12, f"{row[0].sample_id}: {', '.join(row[0].families)}", fontsize=7, transform=axes[2*i][0].transAxes)
+        label = f"{row[0].sample_id}: {', '.join(row[0].families)}"
+        axes[2*i][0].text(0, 1.12, label, fontsize=7, transform=axes[2*i][0].transAxes, in_layout=False)
     for a in axes.flat: a.set_axis_off()
     return fig
 
