@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
            'ImageError', 'WorkerError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl',
-           'write_jsonl', 'QARecord', 'resolve_image', 'open_image', 'check_image', 'read_records', 'rng',
-           'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest',
-           'convert', 'from_dict', 'parse_cli', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
+           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'read_records',
+           'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state',
+           'write_manifest', 'convert', 'from_dict', 'parse_cli', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -145,11 +145,21 @@ def read_json(
     except UnicodeDecodeError as e: raise DataError(f"{path}: not UTF-8 ({e.reason}); save it as UTF-8") from e
     except json.JSONDecodeError as e: raise DataError(f"{path}:{e.lineno}: not JSON ({e.msg}); mend or rebuild it") from e
 
-# %% ../nbs/00_core.ipynb #c023
+# %% ../nbs/00_core.ipynb #c022a
 def _bad_constant(name): raise ValueError(f"{name} is not JSON")
+
+def _row(raw:bytes, where:str, first:bool)->dict:
+    "The object in one line of a JSONL file"
+    try:
+        row = json.loads(raw.decode("utf-8-sig" if first else "utf-8"), parse_constant=_bad_constant)
+        if b"\\ud" in raw.lower(): json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as e: raise DataError(f"{where}: malformed line ({e}); mend or delete this line") from e
+    if not isinstance(row, dict): raise DataError(f"{where}: expected an object, found {type(row).__name__}; write one {{...}} per line")
+    return row
 
 def read_jsonl(
     path, # a file with one JSON object in each line
+    faults:list|None=None, # takes the errors, so that reading goes on; None raises the first
 )->Iterator[tuple[int, dict]]: # line numbers from 1, and rows
     "Yield the rows of a JSONL file with their line numbers; blank lines are skipped"
     path, n = Path(path), 0
@@ -157,11 +167,12 @@ def read_jsonl(
     with open(path, "rb") as f:
         for line, raw in enumerate(f, 1):
             if not raw.strip(): continue
-            try: row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"), parse_constant=_bad_constant)
-            except ValueError as e: raise DataError(f"{path}:{line}: malformed line ({e}); mend or delete this line") from e
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{line}: expected an object, found {type(row).__name__}; write one {{...}} per line")
             n += 1
+            try: row = _row(raw, f"{path}:{line}", line == 1)
+            except DataError as e:
+                if faults is None: raise
+                faults.append(e)
+                continue
             yield line, row
     if n == 0: raise DataError(f"{path}: the file is empty; run the step that writes it again")
 
@@ -180,7 +191,7 @@ def write_jsonl(
 class QARecord:
     "One question about one image, in the form that all datasets share"
     sample_id: str # unique over all files: `<dataset>_<split>_<row>`
-    dataset: str # `screenqa`, `chartqa` or `infovqa`
+    dataset: str # `screenqa`, `chartqa`, `infovqa` or one of your own
     split: str # `train`, `val` or `test`
     image_id: str # names the image; several questions may share it
     image_path: str # relative to the image root, with forward slashes
@@ -197,12 +208,34 @@ class QARecord:
     @classmethod
     def from_dict(cls, row:dict, where:str=""): return _record(cls, row, where)
 
-# %% ../nbs/00_core.ipynb #c029
-_RECORD_TYPES = {"answers": list, "meta": dict, "ocr_conf": (int, float, types.NoneType)}
+# %% ../nbs/00_core.ipynb #c028a
+@functools.cache
+def record_schema()->dict:
+    "The JSON Schema of a unified record, as shipped with the package"
+    return read_json(Path(importlib.util.find_spec("r3nb").origin).parent/"assets/unified.schema.json")
 
+# %% ../nbs/00_core.ipynb #c028d
+_JSON_TYPES = {"string": str, "array": list, "object": dict, "number": (int, float), "null": types.NoneType}
+
+def _fits(v, rule:dict)->bool:
+    "Does a value meet a rule of the schema? Knows type, enum, pattern (as \"not blank\"), minimum, maximum and items"
+    if "enum" in rule: return v in rule["enum"]
+    kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    if isinstance(v, bool) or not any(isinstance(v, _JSON_TYPES[k]) for k in kinds): return False
+    if isinstance(v, str): return "pattern" not in rule or bool(v.strip())
+    if isinstance(v, (int, float)): return rule.get("minimum", v) <= v <= rule.get("maximum", v)
+    return not isinstance(v, list) or all(_fits(o, rule["items"]) for o in v)
+
+def _wanted(f, rule:dict)->str:
+    "What a field should hold, in words"
+    if "enum" in rule: return f"one of {', '.join(rule['enum'])}"
+    if "items" in rule: return "a list, which should hold strings only"
+    return f"{f.type}" + (" that is not blank" if "pattern" in rule else "") + (" between 0 and 1" if "minimum" in rule else "")
+
+# %% ../nbs/00_core.ipynb #c029
 def _record(cls, row, where):
     "Check the names and types of one row and make a record of it"
-    at, known = f"{where}: " if where else "", {f.name: f for f in fields(cls)}
+    at, known, rules = f"{where}: " if where else "", {f.name: f for f in fields(cls)}, record_schema()["properties"]
     for k in row:
         if k not in known: raise DataError(f"{at}unknown field '{k}'{nearest(k, known)}; other columns belong into meta")
     for k, f in known.items():
@@ -210,11 +243,9 @@ def _record(cls, row, where):
             if f.default is MISSING and f.default_factory is MISSING:
                 raise DataError(f"{at}missing field '{k}'; make the file with r3nb_unify")
             continue
-        kind = _RECORD_TYPES.get(k, str)
-        if not isinstance(row[k], kind) or isinstance(row[k], bool):
-            raise DataError(f"{at}field '{k}' should be {f.type}, found {row[k]!r}; mend the row, or make the file again with r3nb_unify")
-    for a in row["answers"]:
-        if not isinstance(a, str): raise DataError(f"{at}field 'answers' should hold strings, found {a!r}; write it as \"{a}\"")
+        if not _fits(row[k], rules[k]):
+            raise DataError(f"{at}field '{k}' should be {_wanted(f, rules[k])}, found {row[k]!r:.200}; "
+                            "mend the row, or make the file again with r3nb_unify")
     return cls(**row)
 
 # %% ../nbs/00_core.ipynb #c032
@@ -233,13 +264,22 @@ def resolve_image(
 # %% ../nbs/00_core.ipynb #c035
 _IMAGE_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+def _eight_bits(im:Image.Image)->Image.Image:
+    "A picture of 16 or 32 bits a pixel as one of 8 bits; others as they are"
+    if not im.mode.startswith(("I", "F")): return im
+    a = np.asarray(im).astype(np.float32)
+    if not np.isfinite(a).all(): raise ValueError("it holds values that are not numbers")
+    top = a.max(initial=0)
+    scale = 1/257 if im.mode.startswith("I;16") or top > 255 else 255 if im.mode == "F" and top <= 1 else 1
+    return Image.fromarray(np.clip(np.rint(a*scale), 0, 255).astype(np.uint8))
+
 def open_image(
     path, # an image file
 )->Image.Image: # RGB pixels, fully decoded
     "Open and decode an image as RGB; a missing or damaged one is an `ImageError` with its path"
     try:
         with Image.open(path) as im:
-            im = ImageOps.exif_transpose(im)
+            im = _eight_bits(ImageOps.exif_transpose(im))
             if im.has_transparency_data:
                 im = im.convert("RGBA")
                 im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
@@ -247,7 +287,9 @@ def open_image(
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
     except _IMAGE_FAULTS as e: raise ImageError(f"{path}: not a readable image ({e}); replace or remove it") from e
 
-# %% ../nbs/00_core.ipynb #c038
+# %% ../nbs/00_core.ipynb #c037a
+_PNG_END = b"IEND\xaeB`\x82"
+
 def check_image(
     path, # an image file
 )->None:
@@ -257,7 +299,9 @@ def check_image(
         if kind == "PNG":
             with open(path, "rb") as f:
                 f.seek(max(0, os.path.getsize(path) - 64))
-                if b"IEND\xaeB`\x82" not in f.read(): raise OSError("truncated: its last chunk is missing")
+                if _PNG_END in f.read(): return
+                f.seek(0)
+                if _PNG_END not in f.read(): raise OSError("truncated: its last chunk is missing")
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
     except _IMAGE_FAULTS as e: raise ImageError(f"{path}: not a readable image ({e}); replace or remove it") from e
 
@@ -515,10 +559,11 @@ def progress(
     iterable, # what to loop over
     desc:str, # what is being done
     total:int|None=None, # how many, when the iterable cannot say
+    unit:str="it", # what is counted, for the rate: `images` shows images/s
 )->tqdm: # the same items, with a bar
     "A plain progress bar on the error stream, fit for terminals and log files"
     live = getattr(sys.stderr, "isatty", lambda: False)()
-    return tqdm(iterable, desc=desc, total=total, ascii=True, mininterval=1 if live else 5, dynamic_ncols=live, file=sys.stderr)
+    return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 5, dynamic_ncols=live, file=sys.stderr)
 
 # %% ../nbs/00_core.ipynb #c076
 def _watch_parent():

@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
                        progress, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_jsonl, write_manifest)
-from .metrics import answer_support, detectable_difference, flip_rate, hallucinated, holm, paired_bootstrap, robustness, score
+from .metrics import answer_support, detectable_difference, flip_rate, hallucinated, holm, paired_bootstrap, robustness, score, task_metric
 
 # %% ../nbs/08_eval.ipynb #c005
 MODES = {"base": ("base", False, None), "base+text": ("base", True, None), "lora": ("lora", True, None),
@@ -179,6 +179,7 @@ def eval_records(
     for p in cfg.dataset_prefixes:
         if not any(n.startswith(p) for n in names): raise ConfigError(f"dataset_prefixes: no dataset starts with '{p}'{nearest(p, names)}")
     if cfg.dataset_prefixes: records = [r for r in records if r.dataset.startswith(tuple(cfg.dataset_prefixes))]
+    for r in records: task_metric(r.dataset, r.meta.get("metric"))
     return stratified_sample(records, cfg.max_eval_samples, cfg.sample_seed) if cfg.max_eval_samples else records
 
 # %% ../nbs/08_eval.ipynb #c022
@@ -336,10 +337,10 @@ def make_row(
     own = None if conf is None else {"vis": conf[0], "text": conf[1], "true_vis": float(case.seen.c_vis), "true_text": float(case.seen.c_text)}
     return {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": r.dataset, "mode": mode.name, "level": case.level, "seed": case.seed,
             "prompt_sha256": sha256_text(answer.prompt), "prediction": answer.text, "references": r.answers,
-            "scores": score(r.dataset, answer.text, r.answers), "text": case.seen.pseudo_text if mode.text else "", "evidence": found,
+            "scores": score(r.dataset, answer.text, r.answers, r.meta.get("metric")), "text": case.seen.pseudo_text if mode.text else "", "evidence": found,
             "gates": answer.gates, "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}}
 
-META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning") # columns kept for breakdowns
+META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning", "metric") # columns kept for breakdowns and scoring
 
 # %% ../nbs/08_eval.ipynb #c040
 FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
@@ -701,7 +702,7 @@ def rescore(
     for i, r in enumerate(rows, 1):
         for k in ("dataset", "prediction", "references"):
             if k not in r: raise DataError(f"{path}:{i}: field '{k}' is missing; it needs dataset, prediction and references")
-        r["scores"] = score(r["dataset"], r["prediction"], r["references"])
+        r["scores"] = score(r["dataset"], r["prediction"], r["references"], r.get("meta", {}).get("metric"))
     write_jsonl(path, rows)
     summary = summarise(path, n_boot)
     write_json(path.with_name(SUMMARY), summary)

@@ -1,4 +1,5 @@
 """Data: the three raw layouts, every kind of bad row, leaks between splits, samples and mixtures."""
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,10 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from r3nb import data as D
-from r3nb.core import ConfigError, DataError, ImageError, QARecord, read_records, sha256_file, write_jsonl
+from r3nb.core import ConfigError, DataError, ImageError, QARecord, read_records, record_schema, sha256_file, write_json, write_jsonl
 
 ROWS = {
     "screenqa": lambda im, q, a: {"screen_id": im, "question": q, "ground_truth": a, "file_name": f"{im}.jpg", "image": f"images/{im}.png"},
@@ -188,6 +190,224 @@ def test_merge_refuses_bad_input_and_keeps_the_old_output(tmp_path):
     (folder/"images/train_0.png").unlink()
     with pytest.raises(ImageError, match=r"unified_train.jsonl:1: .*train_0.png"): D.merge([out["train"]], old, image_root=tmp_path/"raw")
     assert old.read_bytes() == before
+
+
+def lines_of(message): return [l.strip() for l in str(message).splitlines()]
+
+
+def test_merge_reports_all_problems_together(tmp_path):
+    folder, out = unified(tmp_path)
+    edit(out["train"], 1, split="training")
+    edit(out["train"], 2, answers=[])
+    edit(out["train"], 3, sample_id="chartqa_train_3")
+    edit(out["train"], 5, image_path="chartqa/images/gone.png", image_id="chartqa/gone")
+    edit(out["train"], 6, pseudo_text="Oslo [answer_hint] 3")
+    (folder/"images/val_2.png").write_bytes((folder/"images/val_2.png").read_bytes()[:60])
+    with open(out["val"], "a") as f: f.write("{torn\n[1]\n")
+    with pytest.raises(DataError) as e: D.merge([*out.values(), tmp_path/"no.jsonl"], tmp_path/"all.jsonl", image_root=tmp_path/"raw")
+    first, *rest = lines_of(e.value)
+    assert first == "9 problems:" and len(rest) == 9 and not (tmp_path/"all.jsonl").exists()
+    for where, words in [("train.jsonl:1", "'split' should be one of train, val, test"), ("train.jsonl:2", "no answers"), ("train.jsonl:4", "duplicate sample_id"),
+                         ("train.jsonl:6", "[answer_hint]"), ("val.jsonl:7", "malformed"), ("val.jsonl:8", "expected an object"), ("no.jsonl", "no such file"),
+                         ("train.jsonl:5", "gone.png"), ("val.jsonl:5", "val_2.png")]:
+        assert sum(f"{where}: " in l and words in l for l in rest) == 1, (where, words)
+
+
+def test_merge_shows_twenty_problems_and_counts_all(tmp_path):
+    _, out = unified(tmp_path)
+    row = json.loads(out["train"].read_text().splitlines()[0])
+    write_jsonl(tmp_path/"many.jsonl", [row | {"sample_id": f"s{i}", "answers": []} for i in range(500)])
+    with pytest.raises(DataError) as e: D.merge([tmp_path/"many.jsonl"], tmp_path/"o.jsonl")
+    shown = lines_of(e.value)
+    assert shown[0] == "500 problems, the first 20:" and len(shown) == 21 and "many.jsonl:20: s19" in shown[20]
+
+
+def test_merge_names_the_unanswered_split_once(tmp_path):
+    folder = raw(tmp_path, "infovqa", ("validation", "test"), n=20)
+    for n in range(40): edit(folder/"infovqa_raw_test.jsonl", n + 1, answers=[])
+    out = D.unify(cfg(folder, tmp_path, "infovqa"))
+    with pytest.raises(DataError) as e: D.merge([out["test"]], tmp_path/"val.jsonl", image_root=tmp_path/"raw")
+    assert "use infovqa_unified_val.jsonl" in str(e.value) and "40 such records" in str(e.value) and len(lines_of(e.value)) == 1
+
+
+def test_one_picture_packed_twice_is_one_picture(tmp_path):
+    folder, out = unified(tmp_path)
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    noisy.save(folder/"images/train_0.png")
+    noisy.save(folder/"images/val_1.png", compress_level=0)
+    args = ([out["val"]], tmp_path/"val.jsonl", tmp_path/"raw", [out["train"]])
+    with pytest.raises(DataError, match=r"unified_val.jsonl:3: .*val_1.png.*same picture.*train_0.png.*unified_train.jsonl:1"): D.merge(*args)
+    assert D.merge(*args, compare="files")[0]["questions"] == 6
+    (folder/"images/val_1.png").write_bytes((folder/"images/train_0.png").read_bytes())
+    with pytest.raises(DataError, match="same picture"): D.merge(*args, compare="files")
+
+
+def test_two_files_under_one_image_id_and_one_path_in_two_splits(tmp_path):
+    _, out = unified(tmp_path)
+    edit(out["val"], 1, image_id="chartqa/val_1")
+    with pytest.raises(DataError, match=r"unified_val.jsonl:\d: the image id chartqa/val_1 names both"): D.merge([out["val"]], tmp_path/"o.jsonl")
+    edit(out["val"], 1, image_id="chartqa/val_0", split="train")
+    with pytest.raises(DataError, match=r"val.jsonl:2: .* is the same picture"): D.merge([out["val"]], tmp_path/"o.jsonl") # no image_root: the path tells
+
+
+def test_merge_of_foreign_but_valid_lines_and_cat(tmp_path):
+    "Defaults are filled in, blank lines dropped, ASCII escapes undone; what `cat` joins can be merged and read"
+    _, out = unified(tmp_path)
+    row = json.loads(out["train"].read_text().splitlines()[0])
+    short = {k: v for k, v in row.items() if k not in ("ocr_text", "ocr_conf", "meta")} | {"sample_id": "mine", "question": "Zürich?"}
+    (tmp_path/"cat.jsonl").write_bytes(out["train"].read_bytes() + b"\n" + json.dumps(short).encode())
+    table = D.merge([tmp_path/"cat.jsonl"], tmp_path/"cat.jsonl", image_root=tmp_path/"raw")
+    assert table[0]["questions"] == 7 and read_records(tmp_path/"cat.jsonl")[6].question == "Zürich?"
+    assert "Zürich" in (tmp_path/"cat.jsonl").read_text(encoding="utf-8")
+    D.merge([tmp_path/"cat.jsonl"], tmp_path/"again.jsonl")
+    assert (tmp_path/"again.jsonl").read_bytes() == (tmp_path/"cat.jsonl").read_bytes()
+
+
+def test_half_a_surrogate_pair_is_named(tmp_path):
+    folder = raw(tmp_path)
+    path = folder/"chartqa_raw_train.jsonl"
+    path.write_text(path.read_text().replace("q1?", "\\ud83d", 1))
+    with pytest.raises(DataError, match=r"raw_train.jsonl:2: malformed line .*surrogates"): D.unify(cfg(folder, tmp_path))
+
+
+@pytest.mark.parametrize("ds", ["screenqa", "infovqa"])
+def test_workers_change_nothing(tmp_path, ds):
+    folder = raw(tmp_path, ds, ("train", "validation"), n=30)
+    a, b = (D.unify(dataclasses.replace(cfg(folder, tmp_path, ds, workers=w), out_dir=str(tmp_path/f"u{w}"))) for w in (1, 7))
+    assert all(a[s].read_bytes() == b[s].read_bytes() for s in a)
+    for w in (1, 7): D.merge(a.values(), tmp_path/f"m{w}.jsonl", tmp_path/"raw", workers=w)
+    assert (tmp_path/"m1.jsonl").read_bytes() == (tmp_path/"m7.jsonl").read_bytes()
+    for broken in range(12): (folder/f"images/train_{broken}.png").write_bytes(b"")
+    messages = set()
+    for w in (1, 7):
+        with pytest.raises(ImageError, match="12 problems") as e: D.unify(dataclasses.replace(cfg(folder, tmp_path, ds, workers=w), out_dir=str(tmp_path/"x")))
+        messages.add(str(e.value))
+    assert len(messages) == 1
+
+
+def test_rows_without_answers_apart_are_passed_over(tmp_path):
+    folder = raw(tmp_path)
+    want = D.unify(cfg(folder, tmp_path))["train"].read_bytes()
+    write_jsonl(folder/"chartqa_unanswered_train.jsonl", [ROWS["chartqa"]("gone", "q?", [])])
+    assert D.unify(cfg(folder, tmp_path))["train"].read_bytes() == want
+    for p in folder.glob("chartqa_raw_*"): p.unlink()
+    with pytest.raises(DataError, match=r"no chartqa_raw_<split>.jsonl .*chartqa_unanswered_train.jsonl hold rows without answers"): D.unify(cfg(folder, tmp_path))
+
+
+def test_text_from_says_where_the_text_comes_from(tmp_path, capsys):
+    folder = raw(tmp_path, "infovqa", ("train", "validation"))
+    path = folder/"infovqa_raw_train.jsonl" # the training split comes without an OCR column
+    write_jsonl(path, [{k: v for k, v in json.loads(s).items() if k != "ocr"} for s in path.read_text().splitlines()])
+    cache = ocr_cache(folder, tmp_path/"ocr.jsonl")
+    read = lambda split, **kw: read_records(D.unify(cfg(folder, tmp_path, "infovqa", splits=[split], **kw))[split])[0]
+    assert (read("val", text_from="column").pseudo_text, read("val").pseudo_text) == ("words of validation_0",) * 2
+    assert "with text, from the dataset's own column 'ocr'" in capsys.readouterr().out
+    assert (read("val", ocr_cache=cache).pseudo_text, read("val", text_from="none").pseudo_text) == ("text of validation_0", "")
+    assert read("train").pseudo_text == "" and "6 records, 0 with text" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"raw_train.jsonl:1: no text in column 'ocr'"): read("train", text_from="column")
+    for kw in (dict(text_from="cache"), dict(text_from="column", ocr_cache=cache), dict(text_from="none", ocr_cache=cache)):
+        with pytest.raises(ConfigError, match="text_from"): read("val", **kw)
+
+
+def menus(tmp_path, **spec):
+    folder = tmp_path/"raw/menus"
+    (folder/"images").mkdir(parents=True)
+    for split in ("train", "val"):
+        Image.new("RGB", (30, 20), "ivory" if split == "train" else "linen").save(folder/f"images/{split}.jpg")
+        write_jsonl(folder/f"menus_raw_{split}.jsonl", [{"ask": "Which soup?", "reply": ["pea", "pea soup"], "photo": f"images/{split}.jpg", "seen": "Pea soup"}])
+    write_json(folder/"dataset.json", {"metric": "anls", "question_field": "ask", "answers_field": "reply", "image_field": "photo", "ocr_field": "seen"} | spec)
+    return folder
+
+
+def test_a_folder_of_ones_own_through_unify_merge_and_scores(tmp_path, capsys):
+    from r3nb.eval import rescore
+    from r3nb.metrics import anls, score
+    folder = menus(tmp_path)
+    D.unify_main(["--dataset", "menus", "--raw_dir", str(folder), "--out_dir", str(tmp_path/"u"), "--image_prefix", "menus"])
+    D.merge_main([str(tmp_path/"u/menus_unified_train.jsonl"), "--out", str(tmp_path/"train.jsonl"), "--image_root", str(tmp_path/"raw")])
+    D.merge_main([str(tmp_path/"u/menus_unified_val.jsonl"), "--out", str(tmp_path/"val.jsonl"), "--image_root", str(tmp_path/"raw"),
+                  "--against", str(tmp_path/"train.jsonl")])
+    assert "| menus" in capsys.readouterr().out
+    r, = read_records(tmp_path/"val.jsonl", tmp_path/"raw", check_images=True)
+    assert (r.sample_id, r.answers, r.pseudo_text, r.meta) == ("menus_val_0", ["pea", "pea soup"], "Pea soup", {"metric": "anls"})
+    assert score(r.dataset, "pea sup", r.answers, r.meta["metric"])["score"] == anls("pea sup", r.answers) > .8
+    with pytest.raises(DataError, match="no metric for dataset 'menus'.*dataset.json"): score(r.dataset, "pea", r.answers)
+    row = {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": "menus", "mode": "base", "level": 0.0, "seed": 0, "prediction": "pea sup",
+           "references": r.answers, "text": "", "evidence": [], "gates": None, "confidence": None, "meta": r.meta}
+    write_jsonl(tmp_path/"predictions.jsonl", [row])
+    assert rescore(tmp_path/"predictions.jsonl", n_boot=20)["scores"][0]["estimate"] == anls("pea sup", r.answers)
+
+
+@pytest.mark.parametrize("spec,words", [
+    (dict(metric="anlss"), "did you mean 'anls'"), (dict(metrics="anls"), "did you mean 'metric'"), (dict(name="menus"), "leave 'name' out"),
+    (dict(unique="a"), None), (dict(metric=3), "should be str")])
+def test_wrong_dataset_json_is_named(tmp_path, spec, words):
+    folder = menus(tmp_path, **spec)
+    if words is None: # a list written as one string
+        assert cfg(folder, tmp_path, "menus") and D.folder_spec("menus", folder).unique == ("a",)
+        return
+    with pytest.raises(ConfigError) as e: cfg(folder, tmp_path, "menus")
+    assert words in str(e.value) and "dataset.json" in str(e.value)
+
+
+def test_names_of_ones_own(tmp_path):
+    folder = menus(tmp_path)
+    for name, words in (("chartqa", "taken by the registry"), ("../x", "cannot be part of a file name")):
+        with pytest.raises(ConfigError, match=words): cfg(folder, tmp_path, name)
+    edit(folder/"menus_raw_val.jsonl", 1, metric="euro")
+    with pytest.raises(DataError, match=r"raw_val.jsonl:1: the column name 'metric' is reserved"): D.unify(cfg(folder, tmp_path, "menus"))
+    (folder/"dataset.json").unlink()
+    with pytest.raises(ConfigError, match=r"unknown dataset 'menus'.*dataset.json"): cfg(folder, tmp_path, "menus")
+
+
+def test_metric_names_are_those_of_the_metrics():
+    from r3nb.metrics import METRIC_KEYS, TASK_METRICS
+    assert set(METRIC_KEYS) == set(D.METRICS) and TASK_METRICS == {"screenqa": "sqa_f1", "chartqa": "relaxed_accuracy", "infovqa": "anls"}
+
+
+RECORD = dict(sample_id="s", dataset="d", split="val", image_id="i", image_path="i.png", question="q?", answer="a", answers=["a"], pseudo_text="",
+              ocr_text="", ocr_conf=.5, meta={})
+
+
+def test_schema_file_and_record_agree():
+    "Each field with each kind of value: the shipped schema, read by jsonschema, and QARecord give the same verdict"
+    schema = record_schema()
+    Draft202012Validator.check_schema(schema)
+    known = dataclasses.fields(QARecord)
+    optional = {f.name for f in known if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}
+    assert list(schema["properties"]) == [f.name for f in known] and set(schema["required"]) == {f.name for f in known} - optional
+    values = ["x", "", " \u00a0", "train", "validation", 0, 1, 1.5, -0.1, 10**400, True, False, None, [], ["a"], [1], ["a", None], [[]], {}, {"a": [1]}]
+    rows = [RECORD | {k: v} for k in [*RECORD, "extra"] for v in values] + [{k: v for k, v in RECORD.items() if k != gone} for gone in RECORD] + [RECORD]
+    validator, verdicts = Draft202012Validator(schema), Counter()
+    for row in rows:
+        try: ours = bool(QARecord.from_dict(row))
+        except DataError: ours = False
+        assert ours == validator.is_valid(row), row
+        verdicts[ours] += 1
+    assert min(verdicts.values()) > 30
+
+
+def test_what_is_written_fits_the_schema(tmp_path):
+    validator = Draft202012Validator(record_schema())
+    for ds, val in (("screenqa", "validation"), ("infovqa", "test")):
+        out = D.unify(cfg(raw(tmp_path, ds, ("train", val)), tmp_path, ds))
+        for p in out.values():
+            for line in p.read_text().splitlines(): validator.validate(json.loads(line))
+
+
+def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
+    "Five thousand rows of eight kilobytes each: to hold them would take 40 MB; the peak of the process grows by less than a third of that"
+    folder = raw(tmp_path, "screenqa", ("train",), n=2)
+    rows = [json.loads(s) for s in (folder/"screenqa_raw_train.jsonl").read_text().splitlines()]
+    code = ("import sys, resource; from r3nb.data import UnifyConfig, merge, unify\n"
+            "out = unify(UnifyConfig('screenqa', sys.argv[1], sys.argv[2], 'screenqa'))['train']\n"
+            "merge([out], sys.argv[2] + '/m.jsonl', sys.argv[3])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    peaks = []
+    for n in (250, 5_000):
+        write_jsonl(folder/"screenqa_raw_train.jsonl", (rows[i % 4] | {"question": f"{i} " + "why "*2000} for i in range(n)))
+        done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path/"u"), str(tmp_path/"raw")], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1])/(2**20 if sys.platform == "darwin" else 2**10))
+    assert peaks[1] - peaks[0] < 13, peaks
 
 
 def test_ocr_column_of_a_service():

@@ -181,6 +181,183 @@ def test_empty_and_missing_folders_and_the_command(world, capsys):
     with pytest.raises(ConfigError, match="key=value"): O.OCRConfig("d", "o", engine_args=["x"])
 
 
+def shards(world, n, order=None, out="ocr.jsonl", **kw):
+    "Read all shards in some order; what went wrong in each"
+    said = {}
+    for i in order or range(n):
+        c = config(world, out, **kw)
+        try: O.run_ocr(O.OCRConfig(c.image_dir, c.out, c.engine, c.engine_args, c.workers, num_shards=n, shard=i))
+        except DataError as e: said[i] = str(e)
+    return said
+
+
+def merge(world, n, out="ocr.jsonl"): return O.run_ocr(O.OCRConfig(out=str(world/out), merge_shards=n))
+
+
+@pytest.mark.parametrize("n,order", [(1, None), (2, (1, 0)), (3, (2, 0, 1)), (5, (3, 1, 4, 0, 2)), (20, None)])
+def test_shards_merge_to_the_bytes_of_one_process(world, n, order):
+    (world/"images/sub").mkdir()
+    for name in ("a_copy.png", "sub/z.png", "p_99.png"): (world/"images"/name).write_bytes((world/"images/p_05.png").read_bytes()) # one content, four names
+    log = world/"log.txt"
+    whole = O.run_ocr(config(world, "whole.jsonl")).read_bytes()
+    assert shards(world, n, order, log=log) == {}
+    if n > 1:
+        assert not (world/"ocr.jsonl").exists() and O.shard_path(world/"ocr.jsonl", n - 1, n).is_file()
+        assert 12 <= len(log.read_text().splitlines()) <= 15 # copies in different shards are read more than once
+        assert merge(world, n).read_bytes() == whole
+        assert merge(world, n).read_bytes() == whole # again
+    assert (world/"ocr.jsonl").read_bytes() == whole and not list(world.glob("*.part"))
+
+
+def test_shards_with_bad_images_and_an_older_cache(world):
+    "What an earlier run knew is used; bad images are listed by their shard and by the merge; the repair reads only them"
+    log, bad = world/"log.txt", ("p_04.png", "p_06.png")
+    whole = [O.run_ocr(config(world, out)) and (world/out).read_bytes() for out in ("ocr.jsonl", "whole.jsonl")]
+    assert whole[0] == whole[1]
+    Image.new("RGB", (8, 8), (77, 0, 0)).save(world/"images/new.png")
+    good = {name: (world/"images"/name).read_bytes() for name in bad}
+    (world/"images"/bad[0]).write_bytes(good[bad[0]][:50])
+    (world/"images"/bad[1]).write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 13 images") as one: O.run_ocr(config(world, "whole.jsonl"))
+    said = shards(world, 3, log=log)
+    assert len(log.read_text().splitlines()) == 1 # new.png
+    assert set(said) == {O.shard_of(name, 3) for name in bad} and all(any(name in s for s in said.values()) for name in bad)
+    with pytest.raises(DataError) as many: merge(world, 3)
+    assert str(many.value).replace("ocr.jsonl", "whole.jsonl") == str(one.value)
+    assert (world/"ocr.jsonl").read_bytes() == (world/"whole.jsonl").read_bytes() and len(read_ocr_cache(world/"ocr.jsonl")) == 11
+    for name in bad: (world/"images"/name).write_bytes(good[name])
+    log.unlink()
+    assert shards(world, 3, log=log) == {} and len(log.read_text().splitlines()) == 2
+    assert merge(world, 3).read_bytes() == O.run_ocr(config(world, "whole.jsonl")).read_bytes()
+
+
+def test_a_removed_image_leaves_other_shards_in_place(world):
+    log = world/"log.txt"
+    shards(world, 3)
+    (world/"images/p_00.png").unlink()
+    shards(world, 3, log=log)
+    assert not log.exists() and len(read_ocr_cache(merge(world, 3))) == 11
+
+
+def test_missing_unfinished_foreign_and_renamed_shards_are_named(world):
+    path = lambda i, n=3: O.shard_path(world/"ocr.jsonl", i, n)
+    shards(world, 3)
+    kept = path(1).read_bytes()
+    path(1).unlink()
+    with pytest.raises(DataError, match=r"shard 1 of 3 is missing; .*--num_shards 3 --shard 1"): merge(world, 3)
+    O.journal_path(path(1)).write_text("")
+    with pytest.raises(DataError, match=r"shard 1 of 3 is not finished"): merge(world, 3)
+    with pytest.raises(DataError, match=r"shard 0 of 2 is missing.*there are shards of 3"): merge(world, 2)
+    path(1).write_bytes(path(2).read_bytes())
+    with pytest.raises(DataError, match=r"shard-1-of-3: this is not shard 1 of 3, but 2 of 3"): merge(world, 3)
+    shards(world, 3, [1], version=2)
+    with pytest.raises(DataError, match=r"shard-1-of-3: shard 1 of 3 was made with another engine \(slow 2\) than the others \(slow 1\)"): merge(world, 3)
+    (world/"images/extra.png").write_bytes((world/"images/p_00.png").read_bytes())
+    shards(world, 3, [1])
+    with pytest.raises(DataError, match=r"shard-1-of-3: shard 1 of 3 was made with another list of images"): merge(world, 3)
+    (world/"images/extra.png").unlink()
+    path(1).write_bytes(kept[:-1] + b"{torn\n")
+    with pytest.raises(DataError, match=r"shard-1-of-3:\d+: malformed"): merge(world, 3)
+    path(1).write_bytes(kept)
+    O.run_ocr(O.OCRConfig([str(world/"images")], str(world/"ocr.jsonl"), merge_shards=3)) # with the folder, the list is compared
+    (world/"images/p_00.png").unlink()
+    with pytest.raises(DataError, match="another list of images than"): O.run_ocr(O.OCRConfig([str(world/"images")], str(world/"ocr.jsonl"), merge_shards=3))
+
+
+def test_the_rank_of_torchrun_is_the_shard(world, monkeypatch):
+    whole = O.run_ocr(config(world, "whole.jsonl")).read_bytes()
+    c = config(world)
+    run = lambda n, **kw: O.run_ocr(O.OCRConfig(c.image_dir, c.out, c.engine, workers=1, num_shards=n, **kw))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "201":
+        monkeypatch.setenv("RANK", rank)
+        assert run(3) == O.shard_path(c.out, int(rank), 3)
+    for n, words in ((1, "add --num_shards 3"), (4, "add --num_shards 3")):
+        with pytest.raises(ConfigError, match=words): run(n)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert merge(world, 3).read_bytes() == whole
+    with pytest.raises(ConfigError, match="give --shard 0 to 3, or start it by torchrun --nproc_per_node=4"): run(4)
+    with pytest.raises(ConfigError, match="use 0 to 3"): run(4, shard=4)
+    with pytest.raises(ConfigError, match="two commands"): O.OCRConfig(out="o", num_shards=2, merge_shards=2)
+
+
+def test_torchrun_goes_on_after_a_bad_image_and_fails_in_the_end(world):
+    "The shard with the bad image is done first; torchrun would end the others if it failed at once"
+    names = sorted(p.name for p in (world/"images").iterdir())
+    bad = min(names, key=lambda name: sum(O.shard_of(other, 2) == O.shard_of(name, 2) for other in names))
+    (world/"images"/bad).write_bytes(b"no image")
+    log, env = world/"log.txt", os.environ | {"PYTHONPATH": f"{world/'lib'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    argv = ["--image_dir", str(world/"images"), "--out", str(world/"ocr.jsonl"), "--engine", "fake_engine:Slow", "--workers", "1", "--num_shards", "2"]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "r3nb.ocr", *argv,
+                           "--engine_args", f"log={log},delay=0.3"], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "1 of 12 images could not be read" in done.stderr and bad in done.stderr, done.stderr[-3000:]
+    assert len(log.read_text().splitlines()) == 11 and O.shard_path(world/"ocr.jsonl", 1, 2).exists()
+    merged = subprocess.run([sys.executable, "-m", "r3nb.ocr", "--out", str(world/"ocr.jsonl"), "--merge_shards", "2"], env=env, capture_output=True, text=True)
+    assert merged.returncode == 2 and bad in merged.stderr
+    with pytest.raises(DataError): O.run_ocr(config(world, "whole.jsonl"))
+    assert (world/"ocr.jsonl").read_bytes() == (world/"whole.jsonl").read_bytes()
+
+
+def test_a_killed_shard_goes_on(world):
+    whole = O.run_ocr(config(world, "whole.jsonl")).read_bytes()
+    path = O.shard_path(world/"ocr.jsonl", 1, 2)
+    shards(world, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink()
+    O.journal_path(path).write_bytes(b"".join(lines[1:3]) + lines[3][:70]) # two readings and a piece of a third
+    log = world/"log.txt"
+    shards(world, 2, [1], log=log)
+    assert len(log.read_text().splitlines()) == len(lines) - 3 and not O.journal_path(path).exists()
+    assert merge(world, 2).read_bytes() == whole
+
+
+@pytest.mark.parametrize("content,kept", [
+    (b"", b""), (b'{"a": 1}\n', b'{"a": 1}\n'), (b'{"a"', b""), (b'{"a": 1}\n{"b": 2}', b'{"a": 1}\n'), (b'{"a": 1}\n\0\0\0\n', b'{"a": 1}\n'),
+    (b'{"a": 1}\n{"b\n{"c', b'{"a": 1}\n'), (b'{"a\n{"b": 2}\n', b'{"a\n{"b": 2}\n')])
+def test_only_a_torn_end_is_cut_off(tmp_path, content, kept):
+    (tmp_path/"j").write_bytes(content)
+    O.mend_journal(tmp_path/"j")
+    assert (tmp_path/"j").read_bytes() == kept
+
+
+def test_the_rate_and_what_was_done_are_shown(world, capsys):
+    (world/"images/p_03.png").write_bytes(b"")
+    with pytest.raises(DataError): O.run_ocr(config(world))
+    shown = capsys.readouterr()
+    assert "images/s" in shown.err and "11 images read in" in shown.out and "0 known before, 1 bad" in shown.out
+    with pytest.raises(DataError): O.run_ocr(config(world))
+    assert "0 images read in" in (shown := capsys.readouterr()).out and "11 known before" in shown.out
+
+
+def test_a_file_that_cannot_be_opened_is_one_bad_image(world, monkeypatch):
+    read = O.sha256_file
+    def guarded(path):
+        if path.name == "p_02.png": raise PermissionError(13, "Permission denied")
+        return read(path)
+    monkeypatch.setattr(O, "sha256_file", guarded)
+    with pytest.raises(DataError, match=r"1 of 12 images(.|\n)*p_02.png: cannot be opened .*Permission denied"): O.run_ocr(config(world))
+    assert len(read_ocr_cache(world/"ocr.jsonl")) == 11
+
+
+def test_a_cache_that_changes_during_the_run_is_noticed(world):
+    out = O.run_ocr(config(world))
+    known = O.known_readings([out], "slow 1")
+    out.write_text("\n".join(reversed(out.read_text().splitlines())) + "\n")
+    with pytest.raises(DataError, match="changed during the run"): list(O.cache_rows(known, {}))
+
+
+def test_the_gpu_of_a_rank(monkeypatch):
+    import onnxruntime
+    with pytest.raises(ConfigError, match="onnxruntime-gpu"): O.cuda_params("cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    number = lambda device: O.cuda_params(device).get("EngineConfig.onnxruntime.cuda_ep_cfg.device_id")
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert [number(d) for d in ("auto", "cuda", "cuda:2", "cpu")] == [5, 5, 2, None]
+    for wrong in ("gpu", "cuda:", "cuda:a", "cpu:1", ""):
+        with pytest.raises(ConfigError, match="device"): O.cuda_params(wrong)
+    with pytest.raises(ConfigError, match="the networks run on CPU"): O.RapidOCREngine(device="cuda")
+
+
 def test_reading_order_of_slanted_and_stacked_rows():
     grid = [[x, y + dx, x + 40, y + 20 + dx] for y in (0, 30, 60) for x, dx in ((0, 0), (100, 4), (200, 8))]
     for shift in range(9): # the same order, whatever the order of the input
