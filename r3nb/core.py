@@ -106,8 +106,10 @@ def atomic_dir(
     part.mkdir()
     try:
         yield part
-        if path.exists(): os.replace(path, old := _tmp_name(path)); shutil.rmtree(old)
+        old = _tmp_name(path)
+        if path.exists(): os.replace(path, old)
         os.replace(part, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #c019
@@ -492,13 +494,19 @@ def from_dict(
     return cls(**out)
 
 # %% ../nbs/00_core.ipynb #c066
+def _importable(cls)->type:
+    "A class of a module that runs as a program, as that module defines it when it is imported"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if cls.__module__ != "__main__" or spec is None or not spec.name.startswith("r3nb."): return cls
+    return getattr(importlib.import_module(spec.name), cls.__qualname__, cls)
+
 def _help(cls)->dict:
     "The trailing comment of each field of a dataclass and its parents"
     from fastcore.docments import docments
     out = {}
     for c in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(c): continue
-        try: own = docments(c, returns=False)
+        try: own = docments(_importable(c), returns=False)
         except (OSError, TypeError): continue # a class typed into a notebook has no source file
         out |= {k: v for k, v in own.items() if v}
     return out
