@@ -28,6 +28,9 @@ class HubSource:
     repo: str # the id, `owner/name`
     splits: dict[str, str] # split on the hub -> `train`, `val` or `test`
     config: str|None = None # configuration name, where the repository has several
+    revision: str|None = None # commit, tag or branch to download; None takes the newest, and the download records which that was
+    columns: dict[str, str] = field(default_factory=dict) # column on the hub -> our name for it, where the two differ
+    note: str = "" # what to know about the licence tag, printed beside it
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -53,7 +56,8 @@ DATASETS = {s.name: s for s in (
         question_field="query", answers_field="label", metric="relaxed_accuracy",
         suffixes={"": "", "lmms-eval": _WORD, "vlmevalkit": _PHRASE}),
     DatasetSpec("infovqa", (HubSource("MLP-VLM2/origin_infovqa", {"train": "train"}),
-                            HubSource("lmms-lab/DocVQA", {"validation": "val", "test": "test"}, config="InfographicVQA")),
+                            HubSource("lmms-lab/DocVQA", {"validation": "val", "test": "test"}, config="InfographicVQA",
+                                      note="the tag is about the packaging; the images belong to their authors")),
         question_field="question", answers_field="answers", metric="anls", ocr_field="ocr", unanswered=("test",),
         suffixes={"": "", "lmms-eval": _PHRASE}))}
 SPLITS = ("train", "val", "test")
