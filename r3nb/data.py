@@ -37,6 +37,9 @@ class HubSource:
     repo: str # the id, `owner/name`
     splits: dict[str, str] # split on the hub -> `train`, `val` or `test`
     config: str|None = None # configuration name, where the repository has several
+    revision: str|None = None # commit, tag or branch to download; None takes the newest, and the download records which that was
+    columns: dict[str, str] = field(default_factory=dict) # column on the hub -> our name for it, where the two differ
+    note: str = "" # what to know about the licence tag, printed beside it
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -62,7 +65,8 @@ DATASETS = {s.name: s for s in (
         question_field="query", answers_field="label", metric="relaxed_accuracy",
         suffixes={"": "", "lmms-eval": _WORD, "vlmevalkit": _PHRASE}),
     DatasetSpec("infovqa", (HubSource("MLP-VLM2/origin_infovqa", {"train": "train"}),
-                            HubSource("lmms-lab/DocVQA", {"validation": "val", "test": "test"}, config="InfographicVQA")),
+                            HubSource("lmms-lab/DocVQA", {"validation": "val", "test": "test"}, config="InfographicVQA",
+                                      note="the tag is about the packaging; the images belong to their authors")),
         question_field="question", answers_field="answers", metric="anls", ocr_field="ocr", unanswered=("test",),
         suffixes={"": "", "lmms-eval": _PHRASE}))}
 SPLITS = ("train", "val", "test")
@@ -75,7 +79,7 @@ def dataset_spec(
     if name not in DATASETS: raise ConfigError(f"dataset: unknown dataset '{name}'{nearest(name, DATASETS)}")
     return DATASETS[name]
 
-# %% ../nbs/01_data.ipynb #c011b
+# %% ../nbs/01_data.ipynb #c013
 METRICS = ("screenqa", "relaxed_accuracy", "anls", "exact_match", "token_f1", "bleu", "rouge_l")
 DATASET_FILE = "dataset.json"
 
@@ -100,7 +104,7 @@ def folder_spec(
     if spec.metric not in METRICS: raise ConfigError(f"{path}: unknown metric '{spec.metric}'{nearest(spec.metric, METRICS)}")
     return spec
 
-# %% ../nbs/01_data.ipynb #c015
+# %% ../nbs/01_data.ipynb #c018
 def raw_answers(
     row:dict, # a raw row
     spec:DatasetSpec, # the dataset it belongs to
@@ -113,7 +117,7 @@ def raw_answers(
         raise DataError(f"{where}: column '{spec.answers_field}' should be a list of strings, found {v!r:.80}; mend the row")
     return [a for a in found if a.strip()]
 
-# %% ../nbs/01_data.ipynb #c018
+# %% ../nbs/01_data.ipynb #c021
 def _parsed(text:str):
     "A value written as JSON or as a Python literal, else None"
     for read in (json.loads, ast.literal_eval):
@@ -132,7 +136,7 @@ def ocr_column_text(
     texts = [line["Text"] for line in lines if isinstance(line, dict) and isinstance(line.get("Text"), str)]
     return " ".join((" ".join(texts) if texts else value).split())
 
-# %% ../nbs/01_data.ipynb #c021
+# %% ../nbs/01_data.ipynb #c024
 _CACHE_TYPES = {"image_sha256": str, "image": str, "text": str, "conf": (int, float), "words": list, "engine": str}
 
 def check_cache_row(
@@ -152,7 +156,7 @@ def read_ocr_cache(
     "Read an OCR cache"
     return {row["image_sha256"]: check_cache_row(row, f"{path}:{line}") for line, row in read_jsonl(path)}
 
-# %% ../nbs/01_data.ipynb #c025
+# %% ../nbs/01_data.ipynb #c028
 @dataclass
 class UnifyConfig:
     "Translate the raw rows of one dataset into unified records"
@@ -186,7 +190,7 @@ def text_source(
         raise ConfigError(f"text_from: {spec.name} has no OCR column; run r3nb_ocr and give its cache with --ocr_cache")
     return cfg.text_from
 
-# %% ../nbs/01_data.ipynb #c028
+# %% ../nbs/01_data.ipynb #c031
 def raw_files(
     cfg:UnifyConfig, # names the dataset, its folder and the splits wanted
 )->dict[str, Path]: # split -> raw file
@@ -206,7 +210,7 @@ def _others(cfg:UnifyConfig)->str:
     names = sorted(p.name for p in Path(cfg.raw_dir).glob(f"{cfg.dataset}_unanswered_*.jsonl"))
     return f" ({', '.join(names)} hold rows without answers, which can neither be trained on nor scored)" if names else ""
 
-# %% ../nbs/01_data.ipynb #c029b
+# %% ../nbs/01_data.ipynb #c034
 SHOWN = 20 # problems that a message lists
 
 class Problems:
@@ -225,7 +229,7 @@ class Problems:
         shown = f", the first {SHOWN}" if self.total > SHOWN else ""
         raise type(self.first[0])("\n  ".join([f"{self.total} problems{shown}:", *map(str, self.first)]))
 
-# %% ../nbs/01_data.ipynb #c029e
+# %% ../nbs/01_data.ipynb #c037
 @contextmanager
 def scratch(
     tables:str, # SQL that creates the tables
@@ -239,7 +243,7 @@ def scratch(
         raise DataError(f"the temporary database failed ({e}); free space for temporary files, or let TMPDIR name another folder") from e
     finally: db.close()
 
-# %% ../nbs/01_data.ipynb #c029h
+# %% ../nbs/01_data.ipynb #c040
 def in_threads(
     fn, # what to do with an item
     items:Iterable, # may be endless; it is read in this thread
@@ -253,7 +257,7 @@ def in_threads(
             if len(waiting) >= 4*workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-# %% ../nbs/01_data.ipynb #c029k
+# %% ../nbs/01_data.ipynb #c043
 def file_hash(
     path, # an image file
     decode:bool=False, # decode it to the last pixel too?
@@ -288,7 +292,7 @@ def hashed_images(
         if error: problems.append(error)
         else: yield rel, digest
 
-# %% ../nbs/01_data.ipynb #c029n
+# %% ../nbs/01_data.ipynb #c046
 def _field(row, name, where):
     "A raw column that has to be a non-blank string"
     v = row.get(name)
@@ -318,7 +322,7 @@ def image_id(
     stem = PurePosixPath(rel).with_suffix("")
     return f"{spec.name}/{stem.relative_to('images') if stem.parts[0] == 'images' else stem}"
 
-# %% ../nbs/01_data.ipynb #c029q
+# %% ../nbs/01_data.ipynb #c049
 class _Unifier:
     "Translates the raw rows of one dataset; what it has to remember lies in a scratch database"
     TABLES = """create table images(rel text primary key, image_id text, place text); create index by_id on images(image_id);
@@ -340,7 +344,7 @@ class _Unifier:
                 on a.image_id = b.image_id and a.rowid < b.rowid order by b.rowid"""):
             self.problems.append(DataError(f"{where}: {rel} and {other} would share the image id {name}; rename one of the files"))
 
-# %% ../nbs/01_data.ipynb #c029t
+# %% ../nbs/01_data.ipynb #c052
 def _load_texts(u:_Unifier):
     "Copy texts and confidences of an OCR cache into the scratch database"
     for line, row in progress(read_jsonl(u.cfg.ocr_cache), "read the OCR cache", unit="images"):
@@ -360,7 +364,7 @@ def _look(u:_Unifier):
         u.problems.append(DataError(f"{where}: {rel} is not in the OCR cache {cfg.ocr_cache} (sha256 {digest[:12]}...); "
                                     f"run r3nb_ocr --image_dir {cfg.raw_dir} --out {cfg.ocr_cache}"))
 
-# %% ../nbs/01_data.ipynb #c032a
+# %% ../nbs/01_data.ipynb #c054
 def _text(u:_Unifier, row:dict, rel:str, where:str)->tuple[str, float|None]:
     "Text and mean OCR confidence for the image of a row"
     if u.source == "none": return "", None
@@ -382,7 +386,7 @@ def _to_record(u:_Unifier, split:str, n:int, row:dict, where:str)->QARecord:
         answers[0] if answers else "", answers, " ".join(text.split()), text, conf, meta)
     return QARecord.from_dict(record.to_dict(), where)
 
-# %% ../nbs/01_data.ipynb #c037a
+# %% ../nbs/01_data.ipynb #c058
 def _row_key(u:_Unifier, split:str, row:dict, rel:str)->str:
     "Equal for rows of a split that are repetitions of each other"
     digest, = u.db.execute("select digest from digests where rel = ?", (rel,)).fetchone()
@@ -409,7 +413,7 @@ def _records(u:_Unifier, split:str, path:Path)->Iterator[QARecord]:
         u.counts[split].update(records=1, text=bool(record.pseudo_text))
         yield record
 
-# %% ../nbs/01_data.ipynb #c037c
+# %% ../nbs/01_data.ipynb #c060
 def _report(u:_Unifier):
     "Print what was written"
     source = {"cache": f"the OCR cache {u.cfg.ocr_cache}", "column": f"the dataset's own column '{u.spec.ocr_field}'", "none": "nowhere"}[u.source]
@@ -432,7 +436,7 @@ def unify(
     _report(u)
     return out
 
-# %% ../nbs/01_data.ipynb #c044a
+# %% ../nbs/01_data.ipynb #c070
 class Tally:
     "Counts per dataset and split, taken one record at a time"
     def __init__(self): self.groups = defaultdict(Counter)
@@ -459,7 +463,7 @@ def summary(
         images[r.dataset, r.split].add(r.image_id)
     return tally.rows({k: len(v) for k, v in images.items()})
 
-# %% ../nbs/01_data.ipynb #c045
+# %% ../nbs/01_data.ipynb #c071
 def markdown_table(
     rows:list[dict], # rows with the same columns
 )->str: # a Markdown table
@@ -469,7 +473,7 @@ def markdown_table(
     lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(c, widths, strict=True)) + " |" for c in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
-# %% ../nbs/01_data.ipynb #c046b
+# %% ../nbs/01_data.ipynb #c074
 HINT = re.compile(r"\[(ANSWER|QUESTION)_HINT\]", re.IGNORECASE)
 
 def record_fault(
@@ -485,7 +489,7 @@ def record_fault(
     found = HINT.search(r.pseudo_text) or HINT.search(r.ocr_text)
     return f"has {found[0]} in its text, which leaks the answer; remove it" if found else ""
 
-# %% ../nbs/01_data.ipynb #c046e
+# %% ../nbs/01_data.ipynb #c077
 class _Merger:
     "Reads unified files and collects what is wrong with them"
     TABLES = """create table ids(sample_id text primary key, place text); create table digests(path text primary key, digest text);
@@ -515,7 +519,7 @@ class _Merger:
         first, = self.db.execute("select place from ids where sample_id = ?", (r.sample_id,)).fetchone()
         self.problems.append(DataError(f"{where}: duplicate sample_id {r.sample_id!r}, first at {first}; name each input once"))
 
-# %% ../nbs/01_data.ipynb #c046g
+# %% ../nbs/01_data.ipynb #c079
 _TWO_FILES = """select place, image_id, min(path), max(path) from uses group by image_id having min(path) < max(path) order by max(rowid)"""
 _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
     first as (select content, min(n) as n from seen group by content having count(distinct split) > 1)
@@ -534,7 +538,7 @@ def _check_images(m:_Merger, image_root, compare:str, workers:int):
         m.problems.append(DataError(f"{where}: image {path} of split {split} is the same picture as {other} of split {in_split} ({first}); "
                                     "remove its rows from one of the two splits"))
 
-# %% ../nbs/01_data.ipynb #c046i
+# %% ../nbs/01_data.ipynb #c081
 def _copied(inputs)->Iterator[QARecord]:
     "The records of several files, one after the other"
     for path in inputs:
@@ -567,7 +571,7 @@ def merge(
     if image_root is None: print("images were not opened: no image_root was given")
     return table
 
-# %% ../nbs/01_data.ipynb #c058
+# %% ../nbs/01_data.ipynb #c086
 def _shares(sizes:dict, n:int)->dict:
     "Split `n` in proportion to `sizes`, by largest remainder, at least one each when `n` allows"
     exact = {k: n * v / sum(sizes.values()) for k, v in sizes.items()}
@@ -593,7 +597,7 @@ def stratified_sample(
         chosen |= {ids[i] for i in rng("stratified_sample", seed, dataset).permutation(len(ids))[:k]}
     return [r for r in records if r.sample_id in chosen]
 
-# %% ../nbs/01_data.ipynb #c061
+# %% ../nbs/01_data.ipynb #c089
 def mixture_sampler(
     records:list[QARecord], # the training set
     alpha:float, # exponent of the dataset sizes, 0 for equal parts, 1 for natural parts
@@ -615,7 +619,7 @@ def mixture_sampler(
         if rounds: out[places] = members[np.concatenate(rounds)[:len(places)]]
     return out
 
-# %% ../nbs/01_data.ipynb #c065
+# %% ../nbs/01_data.ipynb #c093
 class QADataset:
     "Records by position, each with its decoded image"
     def __init__(self,
@@ -640,7 +644,7 @@ class QADataset:
         r = self.records[i]
         return {"record": r, "image": open_image(resolve_image(self.image_root, r.image_path))}
 
-# %% ../nbs/01_data.ipynb #c068
+# %% ../nbs/01_data.ipynb #c096
 @dataclass
 class MergeConfig:
     "Join unified JSONL files into one, with checks"
