@@ -744,7 +744,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'r3nb.ocr._read_part': ('ocr.html#_read_part', 'r3nb/ocr.py'),
                           'r3nb.ocr._run_shard': ('ocr.html#_run_shard', 'r3nb/ocr.py'),
                           'r3nb.ocr._start_worker': ('ocr.html#_start_worker', 'r3nb/ocr.py'),
-                          'r3nb.ocr._watch_parent': ('ocr.html#_watch_parent', 'r3nb/ocr.py'),
                           'r3nb.ocr._whole': ('ocr.html#_whole', 'r3nb/ocr.py'),
                           'r3nb.ocr._work': ('ocr.html#_work', 'r3nb/ocr.py'),
                           'r3nb.ocr.assemble': ('ocr.html#assemble', 'r3nb/ocr.py'),

@@ -27,7 +27,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import ConfigError, atomic_path, console, parse_cli, progress, rng, write_json, write_jsonl
+from .core import ConfigError, atomic_path, console, parse_cli, progress, rng, worker_pool, write_json, write_jsonl
 
 # %% ../nbs/10_mini.ipynb #c004
 NAMES = ("Aurora Basil Cobalt Drift Ember Fjord Garnet Harbor Indigo Juniper Krypton Lumen Mosaic Nimbus Onyx Prairie Quartz Raven Sierra "
@@ -490,10 +490,8 @@ def make_page(args):
 
 def render_pages(ents, n, seed, workers=2):
     "Render `n` pages about `ents`, the families in turn, on `workers` processes."
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
     jobs = [(ents[i % len(ents)], list(DRAW)[(i // len(ents) + i) % 3], (seed, i)) for i in range(n)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         return list(progress(pool.map(make_page, jobs, chunksize=16), "pages", total=n))
 
 # %% ../nbs/10_mini.ipynb #c096

@@ -14,18 +14,14 @@ import importlib
 import json
 import os
 import re
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from itertools import accumulate, chain
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -33,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, nearest, open_image,
-                       parse_cli, progress, read_jsonl, sha256_file, sha256_text, write_jsonl)
+                       parse_cli, progress, read_jsonl, sha256_file, sha256_text, worker_pool, write_jsonl)
 from .data import check_cache_row, in_threads
 
 # %% ../nbs/02_ocr.ipynb #c010
@@ -93,7 +89,7 @@ def assemble(
     conf = round(float(np.mean([r[2] for r in ordered])), 4) if ordered else 0.0
     return OCRResult(" ".join(w["text"] for w in words), conf, words)
 
-# %% ../nbs/02_ocr.ipynb #c020a
+# %% ../nbs/02_ocr.ipynb #c021
 def cuda_params(
     device:str, # `auto`, `cpu`, `cuda` or `cuda:<number>`
 )->dict: # parameters of RapidOCR, empty for the CPU
@@ -109,7 +105,7 @@ def cuda_params(
     ordinal = int(number or os.environ.get("LOCAL_RANK", 0))
     return {"EngineConfig.onnxruntime.use_cuda": True, "EngineConfig.onnxruntime.cuda_ep_cfg.device_id": ordinal}
 
-# %% ../nbs/02_ocr.ipynb #c021
+# %% ../nbs/02_ocr.ipynb #c024
 class RapidOCREngine:
     "RapidOCR with the networks from its wheel, on one thread"
     name = "rapidocr"
@@ -143,7 +139,7 @@ class RapidOCREngine:
         boxes = [[*map(float, c.min(axis=0)), *map(float, c.max(axis=0))] for c in corners]
         return assemble(list(zip(found.txts, boxes, found.scores, strict=True)))
 
-# %% ../nbs/02_ocr.ipynb #c029
+# %% ../nbs/02_ocr.ipynb #c032
 def load_engine(
     path:str, # `package.module:Class`
     args:dict|None=None, # keyword arguments of the class
@@ -167,7 +163,7 @@ def engine_label(engine:OCREngine)->str:
     "Name and version, as recorded with each reading"
     return f"{engine.name} {engine.version}"
 
-# %% ../nbs/02_ocr.ipynb #c032
+# %% ../nbs/02_ocr.ipynb #c035
 @dataclass
 class OCRConfig:
     "Read every image of some folders by OCR; stopped runs go on where they stopped"
@@ -197,7 +193,7 @@ class OCRConfig:
     @property
     def kwargs(self)->dict: return dict(a.split("=", 1) for a in self.engine_args)
 
-# %% ../nbs/02_ocr.ipynb #c035
+# %% ../nbs/02_ocr.ipynb #c038
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 def find_images(
@@ -212,7 +208,7 @@ def find_images(
     if not found: raise DataError(f"{', '.join(map(str, folders))}: no images ({' '.join(IMAGE_ENDINGS)}); check image_dir")
     return dict(sorted(found.items()))
 
-# %% ../nbs/02_ocr.ipynb #c037a
+# %% ../nbs/02_ocr.ipynb #c041
 def journal_path(out)->Path:
     "Where the readings of an unfinished run are"
     return Path(f"{out}.part")
@@ -235,7 +231,7 @@ def mend_journal(
             at += len(raw)
     while last and not _whole(last[-1][1]): os.truncate(path, last.pop()[0])
 
-# %% ../nbs/02_ocr.ipynb #c041
+# %% ../nbs/02_ocr.ipynb #c044
 @contextmanager
 def open_journal(
     out, # the cache that the run will write
@@ -250,20 +246,14 @@ def open_journal(
         mend_journal(path)
         yield f
 
-# %% ../nbs/02_ocr.ipynb #c044
+# %% ../nbs/02_ocr.ipynb #c047
 _worker_engine = None
 
-def _watch_parent():
-    "Leave as soon as the parent process is gone"
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
-
 def _start_worker(path:str, kwargs:dict):
-    "Prepare a worker process: its engine, one thread, and the watch on its parent"
+    "Prepare a worker process: its engine, and one thread"
     global _worker_engine
     import cv2
     cv2.setNumThreads(1)
-    threading.Thread(target=_watch_parent, daemon=True).start()
     _worker_engine = load_engine(path, kwargs)
 
 def read_image(
@@ -279,7 +269,7 @@ def read_image(
 
 def _work(path:str): return read_image(_worker_engine, path)
 
-# %% ../nbs/02_ocr.ipynb #c047
+# %% ../nbs/02_ocr.ipynb #c050
 def _read_all(
     cfg:OCRConfig, # names the engine and the number of workers
     engine:OCREngine, # an instance for the case of one worker
@@ -290,13 +280,9 @@ def _read_all(
     if workers <= 1:
         yield from (read_image(engine, p) for p in paths)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (cfg.engine, cfg.kwargs))
-    try: yield from pool.map(_work, paths)
-    except BrokenProcessPool as e:
-        raise DataError(f"{cfg.out}: a worker process died; use fewer workers if memory is short, and run again to go on") from e
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    with worker_pool(workers, _start_worker, (cfg.engine, cfg.kwargs)) as pool: yield from pool.map(_work, paths)
 
-# %% ../nbs/02_ocr.ipynb #c047b
+# %% ../nbs/02_ocr.ipynb #c052
 def shard_of(
     name:str, # an image, relative to the common folder
     n:int, # how many shards
@@ -323,7 +309,7 @@ def shard_path(
     "Where a shard keeps its readings"
     return Path(f"{out}.shard-{shard}-of-{n}")
 
-# %% ../nbs/02_ocr.ipynb #c047e
+# %% ../nbs/02_ocr.ipynb #c055
 class Place(NamedTuple):
     "Where a reading is"
     file:Path # a cache, a journal or the file of a shard
@@ -350,7 +336,7 @@ def known_readings(
             if check_cache_row(row, f"{path}:{line}")["engine"] == label: known[row["image_sha256"]] = Place(path, starts[line - 1], row["image"])
     return known
 
-# %% ../nbs/02_ocr.ipynb #c047h
+# %% ../nbs/02_ocr.ipynb #c058
 def cache_rows(
     known:dict[str, Place], # image SHA-256 -> where its reading is
     wanted:dict[str, str], # image SHA-256 -> name, for the images of this run
@@ -363,7 +349,7 @@ def cache_rows(
         if row.get("image_sha256") != h: raise DataError(f"{known[h].file}: this file was changed during the run; run again, one command at a time")
         yield row | {"image": name}
 
-# %% ../nbs/02_ocr.ipynb #c047k
+# %% ../nbs/02_ocr.ipynb #c061
 @dataclass
 class Bad:
     "An image that could not be read"
@@ -407,7 +393,7 @@ def read_missing(
         journal.flush()
     return known, bad
 
-# %% ../nbs/02_ocr.ipynb #c047n
+# %% ../nbs/02_ocr.ipynb #c064
 def complain(
     bad:list[Bad], # images that could not be read
     total:int, # out of how many
@@ -430,7 +416,7 @@ def _read_part(cfg:OCRConfig, engine:OCREngine, files:dict, target:Path, title:s
           f"{len(wanted) - len(todo)} known before, {len(bad + failed)} bad")
     return known | new, wanted, bad + failed
 
-# %% ../nbs/02_ocr.ipynb #c047o
+# %% ../nbs/02_ocr.ipynb #c065
 def run_ocr(
     cfg:OCRConfig, # what to read, with what, and where to write
 )->Path: # the cache, or the file of the shard
@@ -460,7 +446,7 @@ def _run_shard(cfg:OCRConfig, engine:OCREngine, files:dict, shard:int)->Path:
     _end_together(cfg, bad, len(own), out)
     return out
 
-# %% ../nbs/02_ocr.ipynb #c047q
+# %% ../nbs/02_ocr.ipynb #c067
 def _end_together(cfg:OCRConfig, bad:list[Bad], total:int, out:Path):
     "Complain about bad images; under torchrun only when all ranks are done, and for all of them"
     if "TORCHELASTIC_RUN_ID" not in os.environ or cfg.shard is not None: return complain(bad, total, out)
@@ -473,7 +459,7 @@ def _end_together(cfg:OCRConfig, bad:list[Bad], total:int, out:Path):
     heads = shard_heads(cfg.out, cfg.num_shards)
     complain([Bad(**b) for h in heads for b in h["bad"]], sum(h["files"] for h in heads), f"{cfg.out}.shard-*")
 
-# %% ../nbs/02_ocr.ipynb #c047s
+# %% ../nbs/02_ocr.ipynb #c069
 def shard_heads(
     out, # the cache that the shards belong to
     n:int, # how many there should be
@@ -497,7 +483,7 @@ def shard_heads(
                                 f"than the others ({usual}); read it again with the same folders and engine")
     return heads
 
-# %% ../nbs/02_ocr.ipynb #c047u
+# %% ../nbs/02_ocr.ipynb #c071
 def merge_shards(
     cfg:OCRConfig, # `out` and `merge_shards` count; `image_dir`, if given, is compared with the shards' list of images
 )->Path: # the cache
@@ -517,11 +503,11 @@ def merge_shards(
     complain(list(bad.values()), sum(h["files"] for h in heads), out)
     return out
 
-# %% ../nbs/02_ocr.ipynb #c059
+# %% ../nbs/02_ocr.ipynb #c079
 @console
 def main(argv=None):
     "Console script `r3nb_ocr`"
     print(run_ocr(parse_cli(OCRConfig, argv, "r3nb_ocr")))
 
-# %% ../nbs/02_ocr.ipynb #c060a
+# %% ../nbs/02_ocr.ipynb #c081
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from r3nb import ocr as O
-from r3nb.core import ConfigError, DataError
+from r3nb.core import ConfigError, DataError, WorkerError
 from r3nb.data import UnifyConfig, read_ocr_cache, unify
 
 ENGINE = '''
@@ -141,7 +141,7 @@ def test_bad_images_are_listed_and_do_not_stop_the_rest(world, workers):
 
 
 def test_a_dying_worker_is_an_error_with_advice(world):
-    with pytest.raises(DataError, match="a worker process died; use fewer workers"): O.run_ocr(config(world, engine="Dying", workers=2))
+    with pytest.raises(WorkerError, match="a worker process died; use fewer workers"): O.run_ocr(config(world, engine="Dying", workers=2))
     assert not (world/"ocr.jsonl").exists()
 
 
