@@ -580,7 +580,7 @@ def worker_pool(
     workers:int, # processes
     setup=None, # called once in each process, with `args`
     args:tuple=(), # for `setup`
-)->Iterator[ProcessPoolExecutor]:
+)->Iterator[ProcessPoolExecutor]: # the pool
     "Spawned processes that leave with their parent; their functions must be importable"
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (setup, args))
     try: yield pool

@@ -58,7 +58,7 @@ def _unit(img)->float:
     return math.sqrt(img.shape[0]*img.shape[1])/448
 
 def gaussian_blur(img, s, r):
-    "A lens out of focus: sigma grows from 0.45 to 3.1 units"
+    "A lens out of focus: sigma grows from 0.45 to 3.15 units"
     return cv2.GaussianBlur(img, (0, 0), (0.45 + 2.7*s)*_unit(img), hint=cv2.ALGO_HINT_ACCURATE)
 
 def motion_blur(img, s, r):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'SUMMARY', 'PAIR', 'GAINS', 'Mode',
            'parse_mode', 'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'levels_of', 'conditions',
-           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'VectorMemo', 'find_evidence', 'Answer', 'flags_of',
-           'Readers', 'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length',
-           'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish',
-           'damage_key', 'load_predictions', 'flat_row', 'interval', 'parts_of', 'score_table', 'means', 'compare',
-           'ablation_table', 'breakdown', 'kind_table', 'robustness_table', 'flips', 'gate_table', 'confidence_table',
-           'correlation', 'side_pairs', 'summarise', 'rescore', 'pick_cases', 'save_case', 'save_gallery',
-           'save_examples', 'page_paths', 'copy_page', 'evaluate', 'show', 'main']
+           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers',
+           'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'answer_block',
+           'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish', 'damage_key',
+           'load_predictions', 'flat_row', 'interval', 'parts_of', 'score_table', 'means', 'compare', 'ablation_table',
+           'breakdown', 'kind_table', 'robustness_table', 'flips', 'gate_table', 'confidence_table', 'correlation',
+           'side_pairs', 'summarise', 'rescore', 'pick_cases', 'save_case', 'save_gallery', 'save_examples',
+           'page_paths', 'copy_page', 'evaluate', 'show', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import os
@@ -108,7 +108,7 @@ class EvalConfig(SweepOptions):
     max_new_tokens: int = 16 # longest answer, in tokens
     dtype: Literal["float32", "float16", "bfloat16"] = "float32" # precision of the backbone; answers are comparable within one precision only
     device: str = "" # for example cpu or cuda; empty takes a GPU if there is one
-    threads: int = 0 # threads of torch; 0 leaves them as they are
+    threads: int = 0 # threads of torch in each process; 0 leaves them as they are, or shares the cores among several workers
     workers: int = 1 # processes that answer, each with its own copy of the models
     n_boot: int = 2000 # resamples of each interval
     out_dir: str = "eval" # folder of predictions, summary and manifest
@@ -217,17 +217,6 @@ def blocks(
     n = -(-len(records) // BLOCK)
     return [[records[i] for i in part] for part in np.array_split(np.arange(len(records)), n)] if n else []
 
-class VectorMemo:
-    "Query vectors of one block, so that nothing is encoded twice"
-    def __init__(self): self.known = {}
-
-    def vectors(self, encoder, items):
-        "One row per item, as `encoder.encode` would give"
-        keys = [(encoder.fingerprint, x if isinstance(x, str) else id(x)) for x in items]
-        new = {k: x for k, x in zip(keys, items, strict=True) if k not in self.known}
-        if new: self.known |= dict(zip(new, encoder.encode(list(new.values())), strict=True))
-        return np.stack([self.known[k] for k in keys])
-
 def find_evidence(
     index, # an `EvidenceIndex`, or None when no mode needs one
     cases:list[Case], # one block under one condition
@@ -237,7 +226,8 @@ def find_evidence(
     "Evidence of every wanted kind for a block of cases; the cases learn the vectors of their pictures"
     if index is None: return {}
     from r3nb.indices import encode_queries, retrieve
-    records, seen, memo = [c.record for c in cases], [c.seen for c in cases], VectorMemo()
+    from r3nb.model import QueryMemo
+    records, seen, memo = [c.record for c in cases], [c.seen for c in cases], QueryMemo()
     for c, v in zip(cases, encode_queries(index, seen, ("image",), memo)["image"], strict=True): c.own = v
     return {k: retrieve(index, records, seen, top_k, mode=k, seed=cases[0].seed, cache=memo) for k in kinds}
 
@@ -420,7 +410,7 @@ def parts_to_do(
             if any(ids for _, ids in todo): out.append(Part(level, seed, block, [(m, ids) for m, ids in todo if ids]))
     return out
 
-# %% ../nbs/08_eval.ipynb #c044
+# %% ../nbs/08_eval.ipynb #c046
 def answer_part(
     cfg:EvalConfig, # options of the run
     part:Part, # what to answer
@@ -443,7 +433,7 @@ def only(found:dict, mode:Mode)->dict:
 
 PARTIAL, DAMAGE = "predictions.partial.jsonl", "corruption.partial.jsonl"
 
-# %% ../nbs/08_eval.ipynb #c046
+# %% ../nbs/08_eval.ipynb #c049
 _desk = None # in a worker: the options, the readers and the index
 
 def _open_desk(cfg):
@@ -452,7 +442,10 @@ def _open_desk(cfg):
     index = open_index(cfg)
     _desk = cfg, Readers(cfg, index), index
 
-def _at_desk(part): return list(answer_part(_desk[0], part, *_desk[1:]))
+def _at_desk(part):
+    out = {DAMAGE: [], PARTIAL: []}
+    for name, rows in answer_part(_desk[0], part, *_desk[1:]): out[name] += rows
+    return out
 
 def answers(
     cfg:EvalConfig, # options of the run
@@ -466,9 +459,9 @@ def answers(
         for part in todo: yield from answer_part(cfg, part, readers, index)
         return
     with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
-        for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result()
+        for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result().items()
 
-# %% ../nbs/08_eval.ipynb #c047
+# %% ../nbs/08_eval.ipynb #c050
 def sweep(
     cfg:EvalConfig, # options of the run
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models that the options name
@@ -491,7 +484,7 @@ def sweep(
 
 SUMMARY = "summary.json"
 
-# %% ../nbs/08_eval.ipynb #c048
+# %% ../nbs/08_eval.ipynb #c051
 def open_index(
     cfg:EvalConfig, # options of the run
 ): # an `EvidenceIndex`, or None
@@ -514,7 +507,7 @@ def finish(
 
 def damage_key(row:dict)->tuple: return float(row["level"]), int(row["seed"]), row["sample_id"]
 
-# %% ../nbs/08_eval.ipynb #c050
+# %% ../nbs/08_eval.ipynb #c056
 def load_predictions(
     path, # a finished `predictions.jsonl`
 )->pd.DataFrame: # one row per prediction
@@ -534,7 +527,7 @@ def flat_row(r:dict)->dict:
             **{f"conf_{k}": v for k, v in conf.items()}, "evidence": [e["text"] for e in r["evidence"]],
             "kind": r["meta"].get("kind", ""), "has_sibling": r["meta"].get("has_sibling")}
 
-# %% ../nbs/08_eval.ipynb #c054
+# %% ../nbs/08_eval.ipynb #c060
 PAIR = ["dataset", "image_id", "sample_id", "level", "seed"] # what two paired answers have in common
 
 def interval(
@@ -556,7 +549,7 @@ def interval(
     power = {"detectable": detectable_difference(mine, other, pages)} if b is not None and both.image_id.nunique() > 1 else {}
     return {"n": len(both), "estimate": r.diff, "low": r.low, "high": r.high, "p": r.p} | power
 
-# %% ../nbs/08_eval.ipynb #c057
+# %% ../nbs/08_eval.ipynb #c063
 def parts_of(df:pd.DataFrame): # yields name and part
     "The table as a whole, then each dataset"
     yield "all", df
@@ -592,7 +585,7 @@ def compare(
                 out.append({"a": main, "b": other, "level": level, "dataset": name, **interval(part, rest, n)})
     return out
 
-# %% ../nbs/08_eval.ipynb #c060
+# %% ../nbs/08_eval.ipynb #c066
 def ablation_table(
     df:pd.DataFrame, # predictions
     main:str="r3", # the full model
@@ -600,15 +593,15 @@ def ablation_table(
 )->list[dict]: # one row per ablation and control, with Holm's p
     "What the full model loses when a part is taken away or its evidence is exchanged"
     a, out = df[(df["mode"] == main) & (df.level > 0)], []
-    for mode in sorted(m for m in df["mode"].unique() if re.match(re.escape(main) + r"[+-]", m)):
-        b = df[(df["mode"] == mode) & (df.level > 0)]
-        if not len(b): continue
-        same = a[a.level.isin(b.level.unique())]
-        out.append({"mode": mode, "levels": sorted(float(v) for v in b.level.unique()), **interval(same, b, n)})
+    parts = {m: g[g.level > 0] for m, g in df.groupby("mode") if re.match(re.escape(main) + r"[+-]", m) and (g.level > 0).any()}
+    common = set.intersection(*(set(b.level) for b in parts.values())) if parts else set()
+    for mode, b in sorted(parts.items()):
+        levels = common or set(b.level)
+        out.append({"mode": mode, "levels": sorted(map(float, levels)), **interval(a[a.level.isin(levels)], b[b.level.isin(levels)], n)})
     for r, p in zip(out, holm([r["p"] for r in out]) if out else [], strict=True): r["p_holm"] = float(p)
     return out
 
-# %% ../nbs/08_eval.ipynb #c062
+# %% ../nbs/08_eval.ipynb #c068
 GAINS = (("r3", "lora"), ("r3", "base+text"), ("r3", "r3+shuffled"), ("rag", "base+text"), ("r3", "rag"), ("r3+shuffled", "lora"))
 
 def breakdown(
@@ -632,7 +625,7 @@ def kind_table(df:pd.DataFrame)->list[dict]:
     return [{"mode": r.mode_, "level": r.level, "kind": r.kind, "score": float(r.mean_), "n": int(r.size_)}
             for r in g.rename(columns={"mode": "mode_", "mean": "mean_", "size": "size_"}).itertuples()]
 
-# %% ../nbs/08_eval.ipynb #c065
+# %% ../nbs/08_eval.ipynb #c071
 def robustness_table(
     df:pd.DataFrame, # predictions
 )->list[dict]: # one row per mode and dataset
@@ -656,7 +649,7 @@ def flips(g:pd.DataFrame)->float|None:
     bad = g[(g.level > 0) & g.sample_id.isin(clean.index)]
     return flip_rate(clean.loc[bad.sample_id].to_numpy(), bad.score.to_numpy()) if len(bad) else None
 
-# %% ../nbs/08_eval.ipynb #c068
+# %% ../nbs/08_eval.ipynb #c074
 def gate_table(df:pd.DataFrame)->list[dict]:
     "Mean gate weights by mode and level"
     g = df[df.g_self.notna()].astype({c: float for c in ("g_text", "g_image", "g_self")})
@@ -676,7 +669,7 @@ def correlation(a:pd.Series, b:pd.Series)->float|None:
     "Spearman's rank correlation, None when one side is constant"
     return float(a.rank().corr(b.rank())) if a.nunique() > 1 and b.nunique() > 1 else None
 
-# %% ../nbs/08_eval.ipynb #c071
+# %% ../nbs/08_eval.ipynb #c077
 def side_pairs(df:pd.DataFrame, n:int)->list[dict]:
     "Differences that do not involve the full model: what evidence text alone gives, and what false evidence gives"
     pairs = [p for p in GAINS if p[0] != "r3" and set(p) <= set(df["mode"])]
@@ -698,7 +691,7 @@ def summarise(
             "by_sibling": breakdown(df, "has_sibling", n_boot), "by_kind": kind_table(df), "gain_by_kind": breakdown(df, "kind", n_boot),
             "robustness": robustness_table(df), "confidence": confidence_table(df), "gates": gate_table(df)}
 
-# %% ../nbs/08_eval.ipynb #c074
+# %% ../nbs/08_eval.ipynb #c080
 def rescore(
     path, # a finished predictions file
     n_boot:int=2000, # resamples
@@ -715,12 +708,12 @@ def rescore(
     write_json(path.with_name(SUMMARY), summary)
     return summary
 
-# %% ../nbs/08_eval.ipynb #c077
+# %% ../nbs/08_eval.ipynb #c083
 def pick_cases(
     df:pd.DataFrame, # predictions
     n:int=2, # cases of each sort
 )->list[dict]: # sort, sample, level and seed
-    "Questions that only r3 answers, that both answer, and that r3 gets wrong, in a fixed order"
+    "Questions that only r3 gets right, that only the baseline does, that neither does and that both do, in a fixed order"
     levels = sorted(v for v in df.level.unique() if v > 0) or [0.0]
     level = min(levels, key=lambda v: (abs(v - .6), v))
     part = df[(df.level == level) & (df.seed == df.seed.min())]
@@ -734,7 +727,7 @@ def pick_cases(
         out += [{"sort": sort, "sample_id": s, "level": float(level), "seed": int(part.seed.min())} for _, s in chosen]
     return out
 
-# %% ../nbs/08_eval.ipynb #c079
+# %% ../nbs/08_eval.ipynb #c085
 def save_case(
     folder:Path, # where the pictures go
     name:str, # how their names begin
@@ -757,7 +750,7 @@ def save_gallery(
     return [save_case(folder, f"{ds}_{level:g}", damage([r], level, cfg.seeds[0], cfg)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
-# %% ../nbs/08_eval.ipynb #c080
+# %% ../nbs/08_eval.ipynb #c086
 def save_examples(
     cfg:EvalConfig, # options of a finished run
     n:int=2, # examples of each sort
@@ -795,7 +788,7 @@ def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
         with atomic_path(folder/name) as p: im.save(p, format="png")
     return e | {"image": name}
 
-# %% ../nbs/08_eval.ipynb #c082
+# %% ../nbs/08_eval.ipynb #c088
 def evaluate(
     cfg:EvalConfig, # options
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
@@ -833,5 +826,5 @@ def main(argv=None):
     if cfg.rescore and cfg.out_json: write_json(cfg.out_json, summary)
     print(show(summary))
 
-# %% ../nbs/08_eval.ipynb #c084
+# %% ../nbs/08_eval.ipynb #c090
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -7,8 +7,8 @@ __all__ = ['INK', 'LOOK', 'STYLE', 'NAMES', 'CAPTIONS', 'look', 'save', 'curve',
            'sibling_figure', 'gate_figure', 'training_figure', 'add_level', 'overlay', 'gallery_figure', 'answer_lines',
            'example_figure', 'plain', 'main_cells', 'markdown_table', 'latex_table', 'difference_table',
            'robustness_md', 'Claim', 'points', 'judge', 'differences', 'sibling_claim', 'claims', 'shuffled_claim',
-           'rag_sentence', 'ablation_sentences', 'ReportConfig', 'load_log', 'draw_all', 'verdict_md', 'redundancy_md',
-           'picture', 'report_md', 'write_report', 'short_table']
+           'rag_sentence', 'selection_sentences', 'ablation_sentences', 'ReportConfig', 'load_log', 'draw_all',
+           'verdict_md', 'redundancy_md', 'picture', 'report_md', 'write_report', 'short_table']
 
 # %% ../nbs/09_figures.ipynb #c002
 import textwrap
@@ -274,7 +274,7 @@ def robustness_md(
     summary:dict, # from `summarise`
 )->str: # Markdown
     "Robustness figures of each mode over all questions"
-    cols = {"area": "area", "retention": "retention", "worst": "worst case", "error_ratio": "error ratio to base", "flip_rate": "flip rate",
+    cols = {"area": "area", "retention": "retention", "worst": "worst case", "error_ratio": "error ratio to baseline", "flip_rate": "flip rate",
             "support": "answer supported", "hallucination": "hallucination"}
     show = lambda v: "" if v is None else f"{v:.3f}"
     body = [[r["mode"], *(show(r.get(c)) for c in cols)] for r in summary["robustness"] if r["dataset"] == "all" and r["levels"] == len(summary["levels"])]
@@ -352,6 +352,14 @@ def rag_sentence(
     if r["high"] < 0: return f"At λ = {level:g} the trained R3 scores {size} BELOW plain retrieved text in the prompt ({span})."
     return f"At λ = {level:g} no difference between R3 and plain retrieved text could be shown ({100*r['estimate']:+.1f} points, {span})."
 
+def selection_sentences(
+    summary:dict, # from `summarise`
+)->list[str]: # one sentence for each level, none if selection was not ablated
+    "What it is worth to leave evidence out where a page seems whole"
+    rows = differences(summary, ["r3-selection"], summary["levels"])
+    return [f"At λ = {r['level']:g} leaving evidence out where the page seems whole changes R3's score by {100*r['estimate']:+.1f} points "
+            f"(95% interval {100*r['low']:+.1f} to {100*r['high']:+.1f})." for r in rows]
+
 def ablation_sentences(
     summary:dict, # from `summarise`
 )->list[str]: # one sentence for each verdict
@@ -403,7 +411,7 @@ def verdict_md(
     word = {True: "**holds**", False: "**does not hold**", None: "*not measured in this run*"}
     lines = [f"* {c.text}: {word[c.holds]}.{''.join(chr(10) + '  * ' + n for n in c.numbers)}" for c in claims(summary)]
     lines += ["", "What do the learned modules add to plain evidence text?", "", *(f"* {rag_sentence(summary, v)}" for v in summary["levels"])]
-    lines += ["", "Which parts earn their place?", "", *(f"* {s}" for s in ablation_sentences(summary))]
+    lines += ["", "Which parts earn their place?", "", *(f"* {s}" for s in selection_sentences(summary) + ablation_sentences(summary))]
     return "\n".join([*lines, "", redundancy_md(summary, cfg)])
 
 def redundancy_md(

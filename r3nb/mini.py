@@ -154,12 +154,16 @@ def _text(d, x, y, s, font, fill, right=None):
     d.text((x if right is None else right - d.textlength(s, font=font), y), s, font=font, fill=fill)
 
 
+def _blank(doc, w, h, *sizes):
+    "An empty page of a document's size and theme: image, drawing, width, height, ink, card colour, fonts of the given sizes."
+    w, h, (back, ink, card) = int(w * doc.scale), int(h * doc.scale), THEMES[doc.theme]
+    im = Image.new("RGB", (w, h), back)
+    return im, ImageDraw.Draw(im), w, h, ink, card, [_font(doc.font, int(s * doc.scale)) for s in sizes]
+
+
 def draw_screen(doc, g):
     "Render an app screen, about 288 x 512 pixels."
-    w, h = int(288 * doc.scale), int(512 * doc.scale)
-    back, ink, card = THEMES[doc.theme]
-    im = Image.new("RGB", (w, h), back)
-    d, f, big = ImageDraw.Draw(im), _font(doc.font, int(18 * doc.scale)), _font(doc.font, int(20 * doc.scale))
+    im, d, w, h, ink, card, (f, big) = _blank(doc, 288, 512, 18, 20)
     draw_band(im, doc.entity, 0, h // 5, doc.side)
     _text(d, w * .06, h * .225, doc.entity.name, big, ink)
     step = h * .58 / len(doc.rows)
@@ -175,14 +179,11 @@ def draw_screen(doc, g):
 # %% ../nbs/10_mini.ipynb #c027
 def draw_infographic(doc, g):
     "Render a tall infographic, about 272 x 640 pixels."
-    w, h = int(272 * doc.scale), int(640 * doc.scale)
-    back, ink, card = THEMES[doc.theme]
-    im = Image.new("RGB", (w, h), back)
-    d, f, big = ImageDraw.Draw(im), _font(doc.font, int(17 * doc.scale)), _font(doc.font, int(30 * doc.scale))
+    im, d, w, h, ink, card, (f, big, title) = _blank(doc, 272, 640, 17, 30, 19)
     top = g.random() < .5
     draw_band(im, doc.entity, 0 if top else int(h * .82), int(h * .18), doc.side)
     y0 = h * .2 if top else h * .02
-    _text(d, w * .05, y0, doc.entity.name, _font(doc.font, int(19 * doc.scale)), ink)
+    _text(d, w * .05, y0, doc.entity.name, title, ink)
     step = h * .66 / len(doc.rows)
     for i, (k, v) in enumerate(doc.rows):
         y = y0 + h * .065 + i * step
@@ -406,7 +407,7 @@ def _noisy(text, g, level):
 
 # %% ../nbs/10_mini.ipynb #c078
 def evidence_about(doc, others, level, g):
-    "Evidence blocks in random order: the pages of `others`, and a sibling of `doc` whenever its own text is damaged."
+    "Evidence blocks in random order: the pages of `others`, and a sibling of `doc`: always if its own text is damaged, else half of the time."
     if not others: return ""
     sibling = Document(doc.entity, "screen", tuple(doc.rows[i] for i in g.permutation(len(doc.rows))), "left")
     pages = [*others, sibling] if level or g.random() < .5 else others

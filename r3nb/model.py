@@ -56,7 +56,7 @@ class R3Sizes:
     max_tokens: int = 4096 # budget of the whole prompt, image tokens counted as expanded
     suffix: str = "" # written behind every question
     neutral_token: str = "" # soft tokens start as this token's embedding, empty picks one
-    trust: float = 0.8 # evidence is left out where the confidences in picture and text both exceed this; 1 never leaves it out
+    trust: float = 0.8 # evidence is left out where the mean confidence in picture and text exceeds this; 1 never leaves it out
     context_order: Literal["gate", "score"] = "gate" # what ranks evidence text: gate and score, or score alone
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where the confidences come from
     seed: int = 0 # of the modules' initial weights
@@ -218,13 +218,13 @@ class AdaptiveGate(nn.Module):
 
 # %% ../nbs/05_model.ipynb #c034
 class ConfidenceHead(nn.Module):
-    "Observable signals -> logits of the confidence in picture and text."
+    "Own picture and observable signals -> logits of the confidence in picture and text."
     def __init__(self, image_dim: int, n_signals: int, width: int):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(image_dim + n_signals, width), nn.GELU(), nn.Linear(width, 2))
         nn.init.zeros_(self.net[2].weight); nn.init.zeros_(self.net[2].bias)
 
-    def forward(self, own, signals): return self.net(torch.cat([own, signals], -1)) # [B, 2]
+    def forward(self, own, signals): return self.net(torch.cat([own, 4 * signals], -1)) # [B, 2]
 
 # %% ../nbs/05_model.ipynb #c037
 def text_signals(text: str)->list[float]: # 9 numbers near [0, 1]
@@ -288,7 +288,7 @@ def reconstruct(self: Reconstruction,
     known = {"estimated": logits.sigmoid(), "oracle": e["true_conf"], "fixed": torch.full_like(logits, .5)}
     confidence = known[config.confidence].detach()
     found = torch.stack([e[f"in_{c}"] for c in CHANNELS], 1)
-    if config.selective: found = found & ~(confidence > config.trust).all(-1)[:, None, None]
+    if config.selective: found = found & ~(confidence.mean(-1) > config.trust)[:, None, None]
     by_text, by_image = (channel_weights(e[f"score_{c}"], found[:, i], config.tau) for i, c in enumerate(CHANNELS))
     z_text, z_image, z_own, null = self.aligner(e["text"], e["image"], e["own"])
     m_text, m_image = ((w[..., None] * z).sum(1) for w, z in ((by_text, z_text), (by_image, z_image)))
@@ -329,13 +329,14 @@ class Example:
     clean: tuple|None = None # (image, pseudo_text, question) before damage, for the teacher
 
 class QueryMemo:
-    "Remembers query vectors of one batch, so that no picture is encoded twice."
+    "Query vectors of one batch or block, so that nothing is encoded twice."
     def __init__(self): self.known = {}
 
-    def vectors(self, encoder, items):
-        key = (encoder.fingerprint, tuple(x if isinstance(x, str) else id(x) for x in items))
-        if key not in self.known: self.known[key] = encoder.encode(items)
-        return self.known[key]
+    def vectors(self, encoder, items): # [n, d], as `encoder.encode` would give
+        keys = [(encoder.fingerprint, x if isinstance(x, str) else id(x)) for x in items]
+        new = {k: x for k, x in zip(keys, items, strict=True) if k not in self.known}
+        if new: self.known |= dict(zip(new, encoder.encode(list(new.values())), strict=True))
+        return np.stack([self.known[k] for k in keys])
 
 # %% ../nbs/05_model.ipynb #c052
 def merge_channels(
@@ -692,7 +693,7 @@ def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
     self.modules_.train(was)
     return seen.weights
 
-# %% ../nbs/05_model.ipynb #c095
+# %% ../nbs/05_model.ipynb #c097
 @dataclass
 class R3Output:
     "Logits and what the modules saw; with labels only the answer positions."
@@ -700,7 +701,7 @@ class R3Output:
     targets: torch.Tensor|None # [A] answer ids
     seen: Reconstructed|None # None for a batch without evidence tensors
 
-# %% ../nbs/05_model.ipynb #c096
+# %% ../nbs/05_model.ipynb #c098
 @patch
 def run_modules(self: R3Model, batch: dict, modules: Reconstruction)->tuple[dict, tuple, Reconstructed|None]: # inputs, rows, what was seen
     "Run the modules and mask the evidence columns of samples whose gate is closed."
@@ -731,21 +732,21 @@ def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
-# %% ../nbs/05_model.ipynb #c101
+# %% ../nbs/05_model.ipynb #c103
 @dataclass
 class Generated:
     "Answers of a batch, and what the modules thought."
     texts: list[str] # decoded answers
     ids: list[list[int]] # their token ids, without the end
     gates: list|None # [B, 3] shares of text, image and self
-    confidence: list|None # [B, 2] estimated confidence in picture and text
+    confidence: list|None # [B, 2] confidence in picture and text that was in use
 
 def to_device(x, device):
     "Move the tensors of a nested batch."
     if isinstance(x, torch.Tensor): return x.to(device)
     return {k: to_device(v, device) for k, v in x.items()} if isinstance(x, dict) else x
 
-# %% ../nbs/05_model.ipynb #c102
+# %% ../nbs/05_model.ipynb #c104
 @patch
 @torch.no_grad()
 def generate(self: R3Model,
@@ -771,7 +772,7 @@ def generate(self: R3Model,
     lists = (None, None) if seen is None else (seen.gates.tolist(), seen.confidence.tolist())
     return Generated([tok.decode(r, skip_special_tokens=True).strip() for r in ids], ids, *lists)
 
-# %% ../nbs/05_model.ipynb #c105
+# %% ../nbs/05_model.ipynb #c107
 CARD = """---
 library_name: r3nb
 base_model: {backbone}
@@ -793,7 +794,7 @@ model = R3Model.load("path/to/this/folder", backbone="path/to/backbone")
 | trainable parameters | {n:,} |
 """
 
-# %% ../nbs/05_model.ipynb #c106
+# %% ../nbs/05_model.ipynb #c108
 @patch
 def write(self: R3Model, folder: Path)->None:
     "Write adapter, modules, configuration and card into an existing folder."
@@ -811,7 +812,7 @@ def save_pretrained(self: R3Model, folder: str|Path)->Path:
     with atomic_dir(folder) as part: self.write(part)
     return Path(folder)
 
-# %% ../nbs/05_model.ipynb #c107
+# %% ../nbs/05_model.ipynb #c109
 def _fill(target: dict, saved: dict, path: Path)->None:
     "Copy tensors by name; any missing, unexpected or misshapen one is an error."
     missing, extra = sorted(target.keys() - saved.keys()), sorted(saved.keys() - target.keys())
@@ -843,7 +844,7 @@ def load_weights(self: R3Model, folder: Path)->None:
     _fill(dict(self.modules_.state_dict()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
 
-# %% ../nbs/05_model.ipynb #c109
+# %% ../nbs/05_model.ipynb #c111
 @patch(cls_method=True)
 def load(cls: R3Model,
     folder: str|Path, # a checkpoint

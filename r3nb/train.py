@@ -32,8 +32,8 @@ from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir
     read_json, read_records, resolve_image, rng, seed_everything, sha256_file, write_json, write_manifest)
 from .corrupt import corrupt
 from .data import mixture_sampler, stratified_sample
-from .indices import EvidenceIndex
-from .model import R3Collator, R3Config, R3Model, make_examples, resolve_backbone, weights_sha256
+from .indices import EvidenceIndex, encode_queries
+from .model import QueryMemo, R3Collator, R3Config, R3Model, make_examples, resolve_backbone, weights_sha256
 
 # %% ../nbs/06_train.ipynb #c006
 @dataclass(kw_only=True)
@@ -62,6 +62,7 @@ class DamageOptions(DataOptions):
     level_sampling: Literal["uniform", "max"] = "uniform" # a sample's level: uniform up to the curriculum's, or exactly it
     corrupt_text_target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
     disable_corruption: bool = False # train on clean samples
+    distract: float = 0.0 # share of samples that train on the evidence of a sample about something else
 
 # %% ../nbs/06_train.ipynb #c008
 @dataclass(kw_only=True)
@@ -101,7 +102,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     for name in ("lr", "module_lr", "lr_warmup_steps", "warmup_steps", "weight_decay", "eval_every", "num_workers", "threads",
                  "sampling_alpha", "lambda_cons", "lambda_conf", "lambda_gate", "lambda_ent", "lambda_align", "max_grad_norm"):
         if not 0 <= getattr(self, name) < math.inf: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
-    for name in ("max_corruption", "ema_decay"):
+    for name in ("max_corruption", "ema_decay", "distract"):
         if not 0 <= getattr(self, name) <= 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
     if self.fp16 and self.bf16: raise ConfigError("fp16 and bf16 exclude each other; choose one")
     if self.fp16 and not torch.cuda.is_available(): raise ConfigError("fp16 needs a GPU; leave it out, or use bf16")
@@ -167,25 +168,49 @@ class TrainSet(Dataset):
         top = curriculum_level(position // self.per_step, c.max_corruption, c.warmup_steps, c.max_steps, c.schedule, c.cycles)
         return top if c.level_sampling == "max" else top * float(rng("level", c.seed, position).random())
 
-    def damage(self, position: int): # record, clean image, damaged version
-        "Read and damage the sample of a position."
-        c, record = self.cfg, self.records[self.order[position]]
+    def damage(self, position: int, record=None): # record, clean image, damaged version
+        "Read a record (by default the position's own) and damage it as the position demands."
+        c, record = self.cfg, record or self.records[self.order[position]]
         image = open_image(resolve_image(c.image_root, record.image_path))
         seed = int(rng("damage", c.seed, position).integers(2**31))
         return record, image, corrupt(record, image, self.level(position), seed, target=c.corrupt_text_target)
 
 # %% ../nbs/06_train.ipynb #c019
 @patch
+def stranger(self: TrainSet, position: int): # a QARecord, or None for most positions
+    "The record about something else whose evidence a position trains on, if it is one of the distracted."
+    g, own = rng("distract", self.cfg.seed, position), self.records[self.order[position]]
+    if g.random() >= self.cfg.distract: return None
+    entity = own.meta.get("entity")
+    picks = (self.records[int(i)] for i in g.integers(len(self.records), size=100))
+    return next((r for r in picks if r.image_id != own.image_id and (not entity or r.meta.get("entity") != entity)), None)
+
+@patch
+def evidence(self: TrainSet, positions: list[int], records: list, damaged: list, memo: QueryMemo)->list[dict]|None: # per sample, channel -> pages
+    "What each sample is given: its own evidence, or a stranger's."
+    c = self.config
+    if self.index is None or not c.channels: return None
+    others = [self.stranger(p) for p in positions]
+    asked = [d if o is None else self.damage(p, o)[2] for p, o, d in zip(positions, others, damaged, strict=True)]
+    vectors = encode_queries(self.index, asked, c.channels, memo)
+    pairs = [[r] if o is None else [r, o] for r, o in zip(records, others, strict=True)]
+    ids, hashes = [{r.image_id for r in rs} for rs in pairs], [[self.index.query_hash(r) for r in rs] for rs in pairs]
+    return self.index.search(vectors.get("text"), vectors.get("image"), ids, hashes, c.top_k)
+
+# %% ../nbs/06_train.ipynb #c021
+@patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
     records, images, damaged = zip(*map(self.damage, positions), strict=True)
     clean = [(im, r.pseudo_text, r.question) for r, im in zip(records, images, strict=True)]
-    threads = torch.get_num_threads()
+    threads, memo = torch.get_num_threads(), QueryMemo()
     torch.set_num_threads(1)
-    try: return make_examples(self.index, list(records), list(damaged), self.config, clean=clean)
+    try:
+        evidence = self.evidence(positions, records, damaged, memo)
+        return make_examples(self.index, list(records), list(damaged), self.config, evidence, clean=clean, cache=memo)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/06_train.ipynb #c023
+# %% ../nbs/06_train.ipynb #c025
 def answer_loss(out, n)->torch.Tensor:
     "Cross entropy over answer tokens, summed, divided by `n`."
     return F.cross_entropy(out.logits.float(), out.targets, reduction="sum") / n
@@ -196,7 +221,7 @@ def consistency_loss(student, teacher, n)->torch.Tensor:
         raise ConfigError("teacher and student see different answers; make both batches with one call of the collator")
     return F.kl_div(student.logits.float().log_softmax(-1), teacher.logits.float().log_softmax(-1), log_target=True, reduction="sum") / n
 
-# %% ../nbs/06_train.ipynb #c026
+# %% ../nbs/06_train.ipynb #c028
 def confidence_loss(seen, evidence: dict)->torch.Tensor:
     "Estimated against measured confidence."
     return F.binary_cross_entropy_with_logits(seen.confidence_logits.float(), evidence["true_conf"])
@@ -213,7 +238,7 @@ def gate_entropy(seen)->torch.Tensor:
     gate = seen.gates.float()
     return -torch.xlogy(gate, gate.clamp_min(1e-8)).sum(-1).mean()
 
-# %% ../nbs/06_train.ipynb #c029
+# %% ../nbs/06_train.ipynb #c031
 def alignment_loss(
     seen, # what the modules saw: aligned vectors [B, K, b] and null vectors [2, b]
     evidence: dict, # which pages are real
@@ -231,7 +256,7 @@ def alignment_loss(
         return F.cross_entropy(torch.cat([logits, a @ null.T], -1).float() / tau, target)
     return (one_way(t, i) + one_way(i, t)) / 2
 
-# %% ../nbs/06_train.ipynb #c032
+# %% ../nbs/06_train.ipynb #c034
 def losses(
     out, # the student's R3Output
     teacher, # the teacher's R3Output, None for no consistency
@@ -251,7 +276,7 @@ def losses(
     if not cfg.disable_memory: terms["align"] = cfg.lambda_align, lambda: alignment_loss(seen, e)
     return parts | {k: weight * term() / n_batches for k, (weight, term) in terms.items() if weight}
 
-# %% ../nbs/06_train.ipynb #c035
+# %% ../nbs/06_train.ipynb #c037
 class TrainingError(R3Error):
     "Training cannot go on"
 
@@ -277,7 +302,7 @@ class R3Trainer(Trainer):
         batches = [finish(b) for b in islice(epoch_iterator, num_batches)]
         return batches, self._get_num_items_in_batch(batches, device)
 
-# %% ../nbs/06_train.ipynb #c036
+# %% ../nbs/06_train.ipynb #c038
 @patch
 def teach(self: R3Trainer, model, batch: dict):
     "The teacher's answer distribution on the clean inputs, without gradient."
@@ -305,7 +330,7 @@ def compute_loss(self: R3Trainer, model, inputs, return_outputs=False, num_items
     self.note(parts, out.seen, n_batches)
     return (loss, out) if return_outputs else loss
 
-# %% ../nbs/06_train.ipynb #c038
+# %% ../nbs/06_train.ipynb #c040
 @patch
 def note(self: R3Trainer, parts: dict, seen, n_batches: int):
     "Add a micro-batch to the sums of the next log line."
@@ -336,7 +361,7 @@ def run_dir(cfg: TrainConfig)->Path:
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     return Path(cfg.output_dir)
 
-# %% ../nbs/06_train.ipynb #c040
+# %% ../nbs/06_train.ipynb #c042
 @patch
 def create_optimizer(self: R3Trainer, model=None):
     "AdamW with a learning rate for LoRA and one for the modules."
@@ -368,13 +393,13 @@ def arguments(cfg: TrainConfig)->TrainingArguments:
         activation_checkpointing=cfg.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if cfg.gradient_checkpointing else None)
 
-# %% ../nbs/06_train.ipynb #c042
+# %% ../nbs/06_train.ipynb #c044
 @patch
 def activation_checkpointing_enable(self: R3Model, activation_checkpointing_kwargs=None, **kwargs):
     "Recompute the backbone's activations in the backward pass."
     self.base.activation_checkpointing_enable(activation_checkpointing_kwargs or {"use_reentrant": False}, **kwargs)
 
-# %% ../nbs/06_train.ipynb #c045
+# %% ../nbs/06_train.ipynb #c047
 @patch
 def _save_checkpoint(self: R3Trainer, model, trial=None):
     "Write `checkpoints/step_N`, complete or not at all."
@@ -402,7 +427,7 @@ def teacher_state(model: R3Model)->dict: # name -> parameter
     "The teacher's parameters by name."
     return {n: p for n, p in model.named_parameters() if n.startswith("teacher_.") or ".teacher." in n}
 
-# %% ../nbs/06_train.ipynb #c047
+# %% ../nbs/06_train.ipynb #c049
 @patch
 def _load_from_checkpoint(self: R3Trainer, resume_from_checkpoint, model=None):
     "Read adapter, modules and teacher of a checkpoint, strictly."
@@ -423,7 +448,7 @@ def newest_checkpoint(output_dir: str|Path)->Path|None:
     found = [p for p in Path(output_dir, "checkpoints").glob("step_*") if complete(p)]
     return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=None)
 
-# %% ../nbs/06_train.ipynb #c050
+# %% ../nbs/06_train.ipynb #c052
 FREE_OPTIONS = ("num_workers", "threads", "log_every", "save_every", "eval_every", "val_samples", "gradient_checkpointing")
 PATH_OPTIONS = ("model_name", "train_jsonl", "val_jsonl", "image_root", "index_dir", "output_dir", "init_from") # their content counts
 
@@ -447,7 +472,7 @@ def rewind_history(path: Path, step: int)->None:
     rows = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
     path.write_text("".join(r for r in rows if json.loads(r)["step"] <= step), encoding="utf-8")
 
-# %% ../nbs/06_train.ipynb #c052
+# %% ../nbs/06_train.ipynb #c054
 class Validation(TrainerCallback):
     "Answer loss on a fixed sample of validation records."
     def __init__(self, trainer: R3Trainer, cfg: TrainConfig, index):
@@ -474,7 +499,7 @@ class Validation(TrainerCallback):
         live.train()
         self.trainer.log({"val_loss": total / max(1, n)})
 
-# %% ../nbs/06_train.ipynb #c053
+# %% ../nbs/06_train.ipynb #c055
 class Progress(TrainerCallback):
     "A bar with the step, the level and the loss."
     def on_train_begin(self, args, state, control, **kwargs):
@@ -485,7 +510,7 @@ class Progress(TrainerCallback):
         if logs and "loss" in logs: self.bar.set_postfix(loss=f"{logs['loss']:.3f}", level=f"{logs['level']:.2f}", refresh=False)
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
-# %% ../nbs/06_train.ipynb #c055
+# %% ../nbs/06_train.ipynb #c057
 def build_trainer(cfg: TrainConfig)->R3Trainer:
     "Records, index, model and trainer of a configuration."
     cfg.check()
@@ -506,7 +531,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     trainer.add_callback(Progress())
     return trainer
 
-# %% ../nbs/06_train.ipynb #c057
+# %% ../nbs/06_train.ipynb #c059
 def train(cfg: TrainConfig)->Path: # the last checkpoint
     "Train, or go on training, and return the last checkpoint."
     from torch.utils.tensorboard import SummaryWriter
@@ -523,7 +548,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
     write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs)
     return newest_checkpoint(cfg.output_dir)
 
-# %% ../nbs/06_train.ipynb #c063
+# %% ../nbs/06_train.ipynb #c065
 @console
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_train`."

@@ -211,6 +211,16 @@ def test_interval_resamples_pages(tmp_path):
     assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
 
 
+def test_ablations_are_compared_at_the_levels_that_all_share():
+    "A control that ran everywhere and an ablation that ran at one level stand side by side at that level"
+    import pandas as pd
+    score = {"r3": 1., "r3+shuffled": .5, "r3-gate": .75}
+    rows = [{"dataset": "d", "image_id": str(i), "sample_id": str(i), "mode": m, "level": v, "seed": 0, "score": s if v == .6 else 0.}
+            for m, s in score.items() for v in (0., .2, .6) for i in range(12) if m != "r3-gate" or v == .6]
+    table = {r["mode"]: r for r in ev.ablation_table(pd.DataFrame(rows), n=50)}
+    assert {m: (r["levels"], r["estimate"]) for m, r in table.items()} == {"r3+shuffled": ([.6], .5), "r3-gate": ([.6], .25)}
+
+
 def test_command_line(world, tmp_path):
     run = lambda *a: subprocess.run([sys.executable, "-m", "r3nb.eval", *a], capture_output=True, text=True, cwd=tmp_path)
     help = run("--help")

@@ -61,6 +61,16 @@ class Lab:
 def lab(tmp_path): return Lab(tmp_path)
 
 
+def test_kernels_do_not_show_messages_that_nobody_can_act_on(tmp_path, capsys):
+    body = "import os, warnings\nwarnings.warn('`is_gradient_checkpointing` is deprecated and', FutureWarning)\nwarnings.warn('mine', FutureWarning)\n" \
+           "metrics = {'bars': os.environ['HF_HUB_DISABLE_PROGRESS_BARS'], 'path': os.environ['PATH']}"
+    lab = Lab(tmp_path, {"0_make": ("n = 1", body)})
+    lab.ran(capsys)
+    assert lab.metrics("0_make") == {"bars": "1", "path": os.environ["PATH"]}
+    log = (lab.dir/"0_make/log.txt").read_text()
+    assert "mine" in log and "is deprecated and" not in log
+
+
 def test_whole_study(lab, capsys, monkeypatch, tmp_path):
     stranger = tmp_path/"share/kernels/python3"
     stranger.mkdir(parents=True)

@@ -272,3 +272,20 @@ def test_command_line_errors(cfg, place, capsys):
                         ([*common, "--index_dir", "x", "--fp16"], "fp16 needs a GPU")):
         with pytest.raises(SystemExit) as e: main(words)
         assert e.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_distracted_samples_get_foreign_evidence(place, cfg):
+    "The share is as asked, the sample itself stays as it was, and all depends on the position only."
+    config = cfg.model_config(place.opened)
+    for r in place.records: r.meta["entity"] = r.sample_id
+    plain, some = (TrainSet(replace(cfg, max_steps=100, distract=d), place.records, place.opened, config) for d in (0., .3))
+    chosen = [p for p in range(200) if some.stranger(p)]
+    assert not any(plain.stranger(p) for p in range(200)) and 35 <= len(chosen) <= 85
+    assert all(some.stranger(p).meta["entity"] != some.records[some.order[p]].meta["entity"] for p in chosen)
+    batch = sorted({*chosen[:3], *(p for p in range(8) if p not in chosen)})
+    got, own = some.__getitems__(batch), plain.__getitems__(batch)
+    pages = lambda e: [(p.image_id, p.channel) for p in e.pages]
+    for p, e, o in zip(batch, got, own, strict=True):
+        assert e.record.image_id not in [q.image_id for q in e.pages] and pages(some[p]) == pages(e)
+        assert e.corrupted.pseudo_text == o.corrupted.pseudo_text and (p in chosen or pages(e) == pages(o))
+    assert any(pages(e) != pages(o) for p, e, o in zip(batch, got, own, strict=True) if p in chosen)
