@@ -320,7 +320,7 @@ def menus(tmp_path, **spec):
 
 
 def test_a_folder_of_ones_own_through_unify_merge_and_scores(tmp_path, capsys):
-    from r3nb.eval import rescore
+    from r3nb.eval import EvalConfig, eval_records, rescore
     from r3nb.metrics import anls, score
     folder = menus(tmp_path)
     D.unify_main(["--dataset", "menus", "--raw_dir", str(folder), "--out_dir", str(tmp_path/"u"), "--image_prefix", "menus"])
@@ -332,6 +332,9 @@ def test_a_folder_of_ones_own_through_unify_merge_and_scores(tmp_path, capsys):
     assert (r.sample_id, r.answers, r.pseudo_text, r.meta) == ("menus_val_0", ["pea", "pea soup"], "Pea soup", {"metric": "anls"})
     assert score(r.dataset, "pea sup", r.answers, r.meta["metric"])["score"] == anls("pea sup", r.answers) > .8
     with pytest.raises(DataError, match="no metric for dataset 'menus'.*dataset.json"): score(r.dataset, "pea", r.answers)
+    assert eval_records(EvalConfig(val_jsonl=str(tmp_path/"val.jsonl"), image_root=str(tmp_path/"raw"))) == [r]
+    write_jsonl(tmp_path/"bare.jsonl", [r.to_dict() | {"meta": {}}])
+    with pytest.raises(DataError, match="no metric"): eval_records(EvalConfig(val_jsonl=str(tmp_path/"bare.jsonl"), image_root=str(tmp_path/"raw")))
     row = {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": "menus", "mode": "base", "level": 0.0, "seed": 0, "prediction": "pea sup",
            "references": r.answers, "text": "", "evidence": [], "gates": None, "confidence": None, "meta": r.meta}
     write_jsonl(tmp_path/"predictions.jsonl", [row])
@@ -396,15 +399,15 @@ def test_what_is_written_fits_the_schema(tmp_path):
 
 
 def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
-    "Five thousand rows of eight kilobytes each: to hold them would take 40 MB; the peak of the process grows by less than a third of that"
+    "Two thousand rows of twenty kilobytes each: to hold them would take 40 MB; the peak of the process grows by less than a third of that"
     folder = raw(tmp_path, "screenqa", ("train",), n=2)
     rows = [json.loads(s) for s in (folder/"screenqa_raw_train.jsonl").read_text().splitlines()]
     code = ("import sys, resource; from r3nb.data import UnifyConfig, merge, unify\n"
             "out = unify(UnifyConfig('screenqa', sys.argv[1], sys.argv[2], 'screenqa'))['train']\n"
             "merge([out], sys.argv[2] + '/m.jsonl', sys.argv[3])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
     peaks = []
-    for n in (250, 5_000):
-        write_jsonl(folder/"screenqa_raw_train.jsonl", (rows[i % 4] | {"question": f"{i} " + "why "*2000} for i in range(n)))
+    for n in (100, 2_000):
+        write_jsonl(folder/"screenqa_raw_train.jsonl", (rows[i % 4] | {"question": f"{i} " + "why "*5000} for i in range(n)))
         done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path/"u"), str(tmp_path/"raw")], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.splitlines()[-1])/(2**20 if sys.platform == "darwin" else 2**10))
     assert peaks[1] - peaks[0] < 13, peaks
