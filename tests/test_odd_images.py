@@ -190,8 +190,10 @@ def test_indexing_takes_them_all(world):
         assert pad_square(im, 64).size == (64, 64) and len(image_hash(im)) == 64, name
     vectors = ImageEncoder(clip_dir()).encode(list(images.values()))
     assert np.isfinite(vectors).all() and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
-    alike = vectors[[list(images).index(n) for n in same]]
-    assert (alike @ alike[same.index("rgb.png")]).min() > .9, "the same picture in another mode should have the same vector"
+    at = {name: vectors[i] for i, name in enumerate(images)}
+    for name in same: # the same picture in another mode has the same vector, as far as it has the same colours
+        twin = "grey.png" if images[name].convert("HSV").getextrema()[1][1] == 0 else "rgb.png"
+        assert at[name] @ at[twin] > .98, (name, twin)
 
 
 def bomb():
