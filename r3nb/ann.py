@@ -56,8 +56,9 @@ class NpyWriter:
 
 # %% ../nbs/04_ann.ipynb #c012
 def locate(path: str | Path) -> tuple[int, tuple, np.dtype, int]: # offset of the values, shape, type, bytes per row
-    "Where the values of a .npy file are."
-    m = np.load(path, mmap_mode="r")
+    "Where the values of a .npy file are; a file that is not whole is an error."
+    try: m = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as e: raise DataError(f"{path}: damaged, or no .npy file ({e}); build it again") from e
     return m.offset, m.shape, m.dtype, m.dtype.itemsize * int(np.prod(m.shape[1:]))
 
 def read_rows(

@@ -299,7 +299,7 @@ def about_encoders(encoders: dict, home: Path) -> dict: # channel -> encoder's p
 
 def identity(shard: dict) -> dict: # a row of `shard.json`
     "What shards of one index have in common."
-    return {"set of records or pictures": shard["plan"], "number of shards": shard["num_shards"], "batch_size": shard["batch_size"],
+    return {"set of records or pictures": shard["plan"], "number of shards": shard["num_shards"], "batch size": shard["batch_size"],
             "text encoder": shard["text"]["fingerprint"], "image encoder": shard["image"]["fingerprint"]}
 
 def build_shard(
