@@ -3,6 +3,8 @@ import hashlib
 import io
 import json
 import re
+import socket
+import struct
 import threading
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,7 +76,7 @@ class Hub:
         return sha
 
     def fault(self, pattern, status=None, headers=None, cut=None, times=1):
-        "Answer requests like `METHOD /path` that match with a status, or cut the body after `cut` bytes; `times` times"
+        "Answer requests like `METHOD /path` that match with a status, or cut the body after `cut` bytes (reset the connection if negative); `times` times"
         self.faults.append(SimpleNamespace(pattern=pattern, status=status, headers=headers or {}, cut=cut, times=times))
 
     def take(self, line):
@@ -91,8 +93,7 @@ class Hub:
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -100,6 +101,11 @@ class Hub:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    shutdown_request = ThreadingHTTPServer.close_request  # no orderly end, so that a connection can be reset
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,7 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = b"" if self.command == "HEAD" else body if cut is None else body[:cut]
         self.hub.log.append(Request(self.command, self.path, self.headers.get("Range"), len(body)))
         self.wfile.write(body)
-        if cut is not None: self.close_connection = True
+        if cut is None: return
+        self.close_connection = True
+        if cut < 0: self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def json(self, value, status=200, headers=None):
         self.reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
