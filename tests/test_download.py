@@ -92,7 +92,7 @@ def driver(server, tmp_path_factory):
 def hub(server):
     "The hub, empty"
     server.repos.clear(); server.faults.clear(); server.log.clear()
-    server.token, server.delay = None, 0
+    server.token, server.cdn = None, False
     return server
 
 
@@ -473,6 +473,18 @@ def test_broken_connection_goes_on_where_it_broke(hub, run, tmp_path):
     assert r.code == 0 and gets[0].range is None and len(gets) == 2
     assert size // 2 - 1000 < int(gets[1].range[6:-1]) <= size // 2 and sum(x.sent for x in gets) < size + 1000
     check_whole(tmp_path/"raw")
+
+
+def test_files_on_another_host(hub, run, tmp_path):
+    chartqa(hub, gated=True)
+    hub.cdn, hub.token = True, "secret"
+    hub.fault("GET /cdn/", cut=2000, times=1)
+    r = run("chartqa", "--out_dir", tmp_path/"raw", "--splits", "train", chunk=1000, HF_TOKEN="secret")
+    assert r.code == 0 and [x.range for x in hub.gets("/cdn/")] == [None, "bytes=2000-", None], r.text
+    check_whole(tmp_path/"raw")
+    add_models(hub)
+    r = run("--out_dir", tmp_path/"m", main="models_main")
+    assert r.code == 0 and set(tree(tmp_path/"m/all-MiniLM-L6-v2")) == WANTED, r.text
 
 
 def test_connection_reset(hub, run, tmp_path):
