@@ -203,11 +203,8 @@ def data_files(
 )->tuple[dict[str, list[str]], dict[str, int]]: # files by split on the hub, and row counts where they are declared
     "The parquet files of every split, as `datasets` resolves them"
     builder = ask(lambda: _builder(place, config), place, "(list of files)", retries)
-    prefix, out = f"hf://datasets/{place.repo}@{place.revision}/", {}
-    for split, names in (builder.config.data_files or {}).items():
-        odd = [n for n in names if not n.startswith(prefix) or not n.endswith(".parquet")]
-        if odd: raise DataError(f"{place}: {odd[0]} is not a parquet file of this commit; choose a --revision in parquet")
-        out[str(split)] = [n.removeprefix(prefix) for n in names]
+    prefix = f"hf://datasets/{place.repo}@{place.revision}/"
+    out = {str(split): [n.removeprefix(prefix) for n in names] for split, names in (builder.config.data_files or {}).items()}
     return out, {str(k): v.num_examples for k, v in (builder.info.splits or {}).items() if v.num_examples}
 
 def _builder(place, config):
@@ -230,8 +227,10 @@ def files_of(
 )->tuple[str, list[str]]: # its name there, and its files
     "The files of one split, whichever of its usual names it has"
     others = next((sorted(s) for s in _SAME if split in s), [])
-    for name in (split, *others):
-        if found.get(name): return name, found[name]
+    for name in (n for n in (split, *others) if found.get(n)):
+        odd = [f for f in found[name] if "://" in f or not f.endswith(".parquet")]
+        if odd: raise DataError(f"{place}: {odd[0]} of split '{name}' is not a parquet file of this commit; choose a --revision in parquet")
+        return name, found[name]
     raise DataError(f"{place}: no split '{split}'{nearest(split, found)}; leave it out of --splits, or choose another revision")
 
 # %% ../nbs/01_download.ipynb #c032
@@ -353,14 +352,15 @@ def fetch_shard(
     try: meta = pq.read_metadata(path := get())
     except (pa.ArrowInvalid, OSError):
         try: meta = pq.read_metadata(path := get(force_download=True))
-        except (pa.ArrowInvalid, OSError) as e: raise _damaged(job, file, e) from e
+        except (pa.ArrowInvalid, OSError) as e: raise _damaged(job, file, path, e) from e
     kinds = {job.source.columns.get(f.name, f.name): kind_of(f.type) for f in meta.schema.to_arrow_schema()}
     groups = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
     return Shard(number, file, str(path), groups, kinds, sha256_file(path))
 
-def _damaged(job, file, e)->DataError:
+def _damaged(job, file, path, e)->DataError:
     if disk := disk_fault(e): return disk_words(disk, f"{job.place} {file}")
-    return DataError(f"{job.place} {file}: not a readable parquet file ({_short(e)}); choose another --revision, or tell its owners")
+    return DataError(f"{job.place} {file}: not a readable parquet file ({_short(e)}); if {path} was damaged on this disk, "
+                     "remove it and run again, else choose another --revision")
 
 # %% ../nbs/01_download.ipynb #c047
 def plain(v):
@@ -438,7 +438,7 @@ def decode_unit(
     if unit.part(job).is_file(): return unit.rows
     try: write_jsonl(unit.part(job), _lines(job, unit))
     except R3Error: raise
-    except (OSError, pa.ArrowException) as e: raise _damaged(job, f"{unit.shard.file}, row group {unit.group}", e) from e
+    except (OSError, pa.ArrowException) as e: raise _damaged(job, f"{unit.shard.file}, row group {unit.group}", unit.shard.path, e) from e
     return unit.rows
 
 # %% ../nbs/01_download.ipynb #c053

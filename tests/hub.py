@@ -3,6 +3,8 @@ import hashlib
 import io
 import json
 import re
+import socket
+import struct
 import threading
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,8 +65,8 @@ Request = namedtuple("Request", "method path range sent")
 class Hub:
     "The server; use it as a context manager"
     def __init__(self):
-        self.repos, self.faults, self.log, self.lock = {}, [], [], threading.Lock()
-        self.token, self.delay = None, 0
+        self.repos, self.faults, self.log, self.lock, self.blobs = {}, [], [], threading.Lock(), {}
+        self.token, self.cdn = None, False
 
     def add(self, repo, files, kind="datasets", gated=False, branch="main", tags=(), in_info=True):
         "Add a repository, or a new commit to one; returns the commit"
@@ -74,7 +76,7 @@ class Hub:
         return sha
 
     def fault(self, pattern, status=None, headers=None, cut=None, times=1):
-        "Answer requests like `METHOD /path` that match with a status, or cut the body after `cut` bytes; `times` times"
+        "Answer requests like `METHOD /path` that match with a status, or cut the body after `cut` bytes (reset the connection if negative); `times` times"
         self.faults.append(SimpleNamespace(pattern=pattern, status=status, headers=headers or {}, cut=cut, times=times))
 
     def take(self, line):
@@ -91,8 +93,7 @@ class Hub:
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -100,6 +101,11 @@ class Hub:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    shutdown_request = ThreadingHTTPServer.close_request  # no orderly end, so that a connection can be reset
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,7 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = b"" if self.command == "HEAD" else body if cut is None else body[:cut]
         self.hub.log.append(Request(self.command, self.path, self.headers.get("Range"), len(body)))
         self.wfile.write(body)
-        if cut is not None: self.close_connection = True
+        if cut is None: return
+        self.close_connection = True
+        if cut < 0: self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def json(self, value, status=200, headers=None):
         self.reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
@@ -130,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.take(f"{self.command} {self.path}")
         if fault and fault.status: return self.json({"error": "made to fail"}, fault.status, fault.headers)
         url = urlsplit(self.path)
+        if url.path.startswith("/cdn/"): return self.blob(self.hub.blobs[url.path[5:]], {}, fault)
         api = re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", url.path)
         file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
         if not (api or file): return self.refuse(404, "NotFound", "no such endpoint")
@@ -173,8 +182,16 @@ class _Handler(BaseHTTPRequestHandler):
     def file(self, files, sha, path, fault):
         if path not in files: return self.json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
         data = files[path]
-        digest = hashlib.sha256(data) if path.endswith((".parquet", ".safetensors", ".bin")) else hashlib.sha1(data)
-        headers = {"ETag": f'"{digest.hexdigest()}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        big = path.endswith((".parquet", ".safetensors", ".bin"))
+        digest = (hashlib.sha256 if big else hashlib.sha1)(data).hexdigest()
+        if big and self.hub.cdn:  # as the hub does it: a redirect to another host, whose answer has another ETag
+            self.hub.blobs[digest] = data
+            return self.reply(302, b"", {"Location": f"{self.hub.url.replace('127.0.0.1', 'localhost')}/cdn/{digest}", "X-Repo-Commit": sha,
+                                         "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "ETag": '"other"'})
+        self.blob(data, {"ETag": f'"{digest}"', "X-Repo-Commit": sha}, fault)
+
+    def blob(self, data, headers, fault):
+        headers = headers | {"Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted: return self.reply(200, data, headers, fault and fault.cut)
         first, last = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
