@@ -21,12 +21,10 @@ import re
 import shutil
 import sqlite3
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,7 +34,6 @@ from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from math import isfinite
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import httpx2
@@ -48,7 +45,7 @@ from PIL import Image
 from yaml import YAMLError
 
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, atomic_path, console, fingerprint, nearest, open_image,
-                       parse_cli, progress, read_json, read_jsonl, run_dir_fresh, sha256_file, write_json, write_jsonl)
+                       parse_cli, progress, read_json, read_jsonl, run_dir_fresh, sha256_file, worker_pool, write_json, write_jsonl)
 from .data import SPLITS, DatasetSpec, HubSource, dataset_spec, markdown_table
 
 # %% ../nbs/01_download.ipynb #c011
@@ -460,23 +457,14 @@ class _Here(Executor):
         done.set_result(fn(*args, **kwargs))
         return done
 
-def _leave_with_parent():
-    "Leave as soon as the parent process is gone"
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
-
-def _start_worker(): threading.Thread(target=_leave_with_parent, daemon=True).start()
-
 @contextmanager
 def workers(
     n:int, # how many processes; 1 for none but this
 )->Iterator[Executor]:
     "Processes that decode"
-    pool = ProcessPoolExecutor(n, get_context("spawn"), _start_worker) if n > 1 else _Here()
-    try: yield pool
-    except BrokenProcessPool as e:
-        raise DataError("a worker process died; use a smaller --num_proc if memory is short, and run again to go on") from e
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    if n == 1: yield _Here()
+    else:
+        with worker_pool(n) as pool: yield pool
 
 # %% ../nbs/01_download.ipynb #c058
 @contextmanager
