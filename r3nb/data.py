@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'METRICS', 'DATASET_FILE', 'SHOWN', 'HINT', 'HubSource', 'DatasetSpec', 'dataset_spec',
            'folder_spec', 'raw_answers', 'ocr_column_text', 'check_cache_row', 'read_ocr_cache', 'UnifyConfig',
-           'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'pixel_hash', 'hashed_images',
-           'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'record_fault', 'merge',
-           'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
+           'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'image_shape', 'pixel_hash',
+           'over_images', 'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'record_fault',
+           'merge', 'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
 
 # %% ../nbs/01_data.ipynb #c003
 import ast
@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, from_dict, nearest, open_image,
                        parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
@@ -253,7 +254,7 @@ def in_threads(
             if len(waiting) >= 4*workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-# %% ../nbs/01_data.ipynb #c029k
+# %% ../nbs/01_data.ipynb #c029ja
 def file_hash(
     path, # an image file
     decode:bool=False, # decode it to the last pixel too?
@@ -263,6 +264,13 @@ def file_hash(
     if decode: open_image(path)
     return sha256_file(path)
 
+def image_shape(
+    path, # an image file
+)->str: # such as `1080x1920`, the shorter side first
+    "Check an image file and read its size"
+    check_image(path)
+    with Image.open(path) as im: return "x".join(map(str, sorted(im.size)))
+
 def pixel_hash(
     path, # an image file
 )->str: # SHA-256 of size and RGB pixels
@@ -270,21 +278,23 @@ def pixel_hash(
     im = open_image(path)
     return hashlib.sha256(repr(im.size).encode() + im.tobytes()).hexdigest()
 
-def hashed_images(
+# %% ../nbs/01_data.ipynb #c029k
+def over_images(
+    how, # a function of an image file: `file_hash`, `image_shape` or `pixel_hash`
     images:Iterable, # pairs of a place `file:line` and a path relative to `root`
     root, # the folder of the images
-    how, # `file_hash` or `pixel_hash`
     workers:int, # threads
     problems:Problems, # takes the faults, each with its place
+    title:str="check images", # for the progress bar
     total:int|None=None, # how many images, for the progress bar
-)->Iterator[tuple[str, str]]: # path and hash of the images that are sound
-    "Hash many images in parallel"
+)->Iterator[tuple[str, str]]: # path and result of the images that are sound
+    "Apply a function to many images in parallel"
     def look(item):
         where, rel = item
         try: return rel, how(resolve_image(root, rel)), None
         except R3Error as e: return rel, "", type(e)(f"{where}: {e}")
         except OSError as e: return rel, "", ImageError(f"{where}: {rel}: cannot be read ({e}); check the file and its permissions")
-    for rel, digest, error in progress(in_threads(look, images, workers), "check images", total, "images"):
+    for rel, digest, error in progress(in_threads(look, images, workers), title, total, "images"):
         if error: problems.append(error)
         else: yield rel, digest
 
@@ -352,7 +362,7 @@ def _look(u:_Unifier):
     cfg, total = u.cfg, u.db.execute("select count(*) from images").fetchone()[0]
     images = u.db.execute("select place, rel from images order by rowid")
     how = partial(file_hash, decode=u.source != "cache")
-    for pair in hashed_images(images, cfg.raw_dir, how, cfg.workers, u.problems, total): u.db.execute("insert into digests values (?, ?)", pair)
+    for pair in over_images(how, images, cfg.raw_dir, cfg.workers, u.problems, total=total): u.db.execute("insert into digests values (?, ?)", pair)
     if u.source != "cache": return
     _load_texts(u)
     for where, rel, digest in u.db.execute("""select place, rel, digest from images join digests using (rel)
@@ -488,7 +498,8 @@ def record_fault(
 # %% ../nbs/01_data.ipynb #c046e
 class _Merger:
     "Reads unified files and collects what is wrong with them"
-    TABLES = """create table ids(sample_id text primary key, place text); create table digests(path text primary key, digest text);
+    TABLES = """create table ids(sample_id text primary key, place text);
+        create table shapes(path text primary key, shape text); create table digests(path text primary key, digest text);
         create table uses(own, dataset text, split text, image_id text, path text, place text, unique(own, dataset, split, image_id, path));"""
 
     def __init__(self, db:sqlite3.Connection):
@@ -517,6 +528,9 @@ class _Merger:
 
 # %% ../nbs/01_data.ipynb #c046g
 _TWO_FILES = """select place, image_id, min(path), max(path) from uses group by image_id having min(path) < max(path) order by max(rowid)"""
+_EACH_IMAGE = "select place, path from (select place, path, min(rowid) as n from uses group by path) order by n"
+_COMPARABLE = """select place, path from (select place, path, min(rowid) as n from uses group by path) join shapes using (path) where shape in
+    (select shape from uses join shapes using (path) group by shape having count(distinct split) > 1) order by n"""
 _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
     first as (select content, min(n) as n from seen group by content having count(distinct split) > 1)
     select s.place, s.path, s.split, o.path, o.split, o.place from first join seen s using (content) join seen o on o.n = first.n
@@ -524,10 +538,11 @@ _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coale
 
 def _check_images(m:_Merger, image_root, compare:str, workers:int):
     "Each image is whole, has one id, and is in one split"
-    if image_root is not None:
-        total, how = m.db.execute("select count(distinct path) from uses").fetchone()[0], pixel_hash if compare == "pixels" else file_hash
-        images = m.db.execute("select place, path from (select place, path, min(rowid) as n from uses group by path) order by n")
-        for pair in hashed_images(images, image_root, how, workers, m.problems, total): m.db.execute("insert into digests values (?, ?)", pair)
+    steps = [(image_shape, _EACH_IMAGE, "shapes", "check images"), (pixel_hash if compare == "pixels" else file_hash, _COMPARABLE, "digests", "compare images")]
+    for how, query, table, title in steps if image_root is not None else ():
+        total = m.db.execute(f"select count(*) from ({query})").fetchone()[0]
+        results = over_images(how, m.db.execute(query), image_root, workers, m.problems, title, total)
+        for pair in results: m.db.execute(f"insert into {table} values (?, ?)", pair)
     for where, name, one, two in m.db.execute(_TWO_FILES):
         m.problems.append(DataError(f"{where}: the image id {name} names both {one} and {two}; give different images different ids"))
     for where, path, split, other, in_split, first in m.db.execute(_TWO_SPLITS):
