@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'METRICS', 'DATASET_FILE', 'SHOWN', 'HINT', 'HubSource', 'DatasetSpec', 'dataset_spec',
            'folder_spec', 'raw_answers', 'ocr_column_text', 'check_cache_row', 'read_ocr_cache', 'UnifyConfig',
-           'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'pixel_hash', 'hashed_images',
-           'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'record_fault', 'merge',
-           'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
+           'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'image_shape', 'pixel_hash',
+           'over_images', 'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'record_fault',
+           'merge', 'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
 
 # %% ../nbs/01_data.ipynb #c003
 import ast
@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, from_dict, nearest, open_image,
                        parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
@@ -267,6 +268,13 @@ def file_hash(
     if decode: open_image(path)
     return sha256_file(path)
 
+def image_shape(
+    path, # an image file
+)->str: # such as `1080x1920`, the shorter side first
+    "Check an image file and read its size"
+    check_image(path)
+    with Image.open(path) as im: return "x".join(map(str, sorted(im.size)))
+
 def pixel_hash(
     path, # an image file
 )->str: # SHA-256 of size and RGB pixels
@@ -274,25 +282,27 @@ def pixel_hash(
     im = open_image(path)
     return hashlib.sha256(repr(im.size).encode() + im.tobytes()).hexdigest()
 
-def hashed_images(
+# %% ../nbs/01_data.ipynb #c045
+def over_images(
+    how, # a function of an image file: `file_hash`, `image_shape` or `pixel_hash`
     images:Iterable, # pairs of a place `file:line` and a path relative to `root`
     root, # the folder of the images
-    how, # `file_hash` or `pixel_hash`
     workers:int, # threads
     problems:Problems, # takes the faults, each with its place
+    title:str="check images", # for the progress bar
     total:int|None=None, # how many images, for the progress bar
-)->Iterator[tuple[str, str]]: # path and hash of the images that are sound
-    "Hash many images in parallel"
+)->Iterator[tuple[str, str]]: # path and result of the images that are sound
+    "Apply a function to many images in parallel"
     def look(item):
         where, rel = item
         try: return rel, how(resolve_image(root, rel)), None
         except R3Error as e: return rel, "", type(e)(f"{where}: {e}")
         except OSError as e: return rel, "", ImageError(f"{where}: {rel}: cannot be read ({e}); check the file and its permissions")
-    for rel, digest, error in progress(in_threads(look, images, workers), "check images", total, "images"):
+    for rel, digest, error in progress(in_threads(look, images, workers), title, total, "images"):
         if error: problems.append(error)
         else: yield rel, digest
 
-# %% ../nbs/01_data.ipynb #c046
+# %% ../nbs/01_data.ipynb #c048
 def _field(row, name, where):
     "A raw column that has to be a non-blank string"
     v = row.get(name)
@@ -322,7 +332,7 @@ def image_id(
     stem = PurePosixPath(rel).with_suffix("")
     return f"{spec.name}/{stem.relative_to('images') if stem.parts[0] == 'images' else stem}"
 
-# %% ../nbs/01_data.ipynb #c049
+# %% ../nbs/01_data.ipynb #c051
 class _Unifier:
     "Translates the raw rows of one dataset; what it has to remember lies in a scratch database"
     TABLES = """create table images(rel text primary key, image_id text, place text); create index by_id on images(image_id);
@@ -344,7 +354,7 @@ class _Unifier:
                 on a.image_id = b.image_id and a.rowid < b.rowid order by b.rowid"""):
             self.problems.append(DataError(f"{where}: {rel} and {other} would share the image id {name}; rename one of the files"))
 
-# %% ../nbs/01_data.ipynb #c052
+# %% ../nbs/01_data.ipynb #c054
 def _load_texts(u:_Unifier):
     "Copy texts and confidences of an OCR cache into the scratch database"
     for line, row in progress(read_jsonl(u.cfg.ocr_cache), "read the OCR cache", unit="images"):
@@ -356,7 +366,7 @@ def _look(u:_Unifier):
     cfg, total = u.cfg, u.db.execute("select count(*) from images").fetchone()[0]
     images = u.db.execute("select place, rel from images order by rowid")
     how = partial(file_hash, decode=u.source != "cache")
-    for pair in hashed_images(images, cfg.raw_dir, how, cfg.workers, u.problems, total): u.db.execute("insert into digests values (?, ?)", pair)
+    for pair in over_images(how, images, cfg.raw_dir, cfg.workers, u.problems, total=total): u.db.execute("insert into digests values (?, ?)", pair)
     if u.source != "cache": return
     _load_texts(u)
     for where, rel, digest in u.db.execute("""select place, rel, digest from images join digests using (rel)
@@ -364,7 +374,7 @@ def _look(u:_Unifier):
         u.problems.append(DataError(f"{where}: {rel} is not in the OCR cache {cfg.ocr_cache} (sha256 {digest[:12]}...); "
                                     f"run r3nb_ocr --image_dir {cfg.raw_dir} --out {cfg.ocr_cache}"))
 
-# %% ../nbs/01_data.ipynb #c054
+# %% ../nbs/01_data.ipynb #c056
 def _text(u:_Unifier, row:dict, rel:str, where:str)->tuple[str, float|None]:
     "Text and mean OCR confidence for the image of a row"
     if u.source == "none": return "", None
@@ -386,7 +396,7 @@ def _to_record(u:_Unifier, split:str, n:int, row:dict, where:str)->QARecord:
         answers[0] if answers else "", answers, " ".join(text.split()), text, conf, meta)
     return QARecord.from_dict(record.to_dict(), where)
 
-# %% ../nbs/01_data.ipynb #c058
+# %% ../nbs/01_data.ipynb #c060
 def _row_key(u:_Unifier, split:str, row:dict, rel:str)->str:
     "Equal for rows of a split that are repetitions of each other"
     digest, = u.db.execute("select digest from digests where rel = ?", (rel,)).fetchone()
@@ -413,7 +423,7 @@ def _records(u:_Unifier, split:str, path:Path)->Iterator[QARecord]:
         u.counts[split].update(records=1, text=bool(record.pseudo_text))
         yield record
 
-# %% ../nbs/01_data.ipynb #c060
+# %% ../nbs/01_data.ipynb #c062
 def _report(u:_Unifier):
     "Print what was written"
     source = {"cache": f"the OCR cache {u.cfg.ocr_cache}", "column": f"the dataset's own column '{u.spec.ocr_field}'", "none": "nowhere"}[u.source]
@@ -436,7 +446,7 @@ def unify(
     _report(u)
     return out
 
-# %% ../nbs/01_data.ipynb #c070
+# %% ../nbs/01_data.ipynb #c072
 class Tally:
     "Counts per dataset and split, taken one record at a time"
     def __init__(self): self.groups = defaultdict(Counter)
@@ -463,7 +473,7 @@ def summary(
         images[r.dataset, r.split].add(r.image_id)
     return tally.rows({k: len(v) for k, v in images.items()})
 
-# %% ../nbs/01_data.ipynb #c071
+# %% ../nbs/01_data.ipynb #c073
 def markdown_table(
     rows:list[dict], # rows with the same columns
 )->str: # a Markdown table
@@ -473,7 +483,7 @@ def markdown_table(
     lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(c, widths, strict=True)) + " |" for c in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
-# %% ../nbs/01_data.ipynb #c074
+# %% ../nbs/01_data.ipynb #c076
 HINT = re.compile(r"\[(ANSWER|QUESTION)_HINT\]", re.IGNORECASE)
 
 def record_fault(
@@ -489,10 +499,11 @@ def record_fault(
     found = HINT.search(r.pseudo_text) or HINT.search(r.ocr_text)
     return f"has {found[0]} in its text, which leaks the answer; remove it" if found else ""
 
-# %% ../nbs/01_data.ipynb #c077
+# %% ../nbs/01_data.ipynb #c079
 class _Merger:
     "Reads unified files and collects what is wrong with them"
-    TABLES = """create table ids(sample_id text primary key, place text); create table digests(path text primary key, digest text);
+    TABLES = """create table ids(sample_id text primary key, place text);
+        create table shapes(path text primary key, shape text); create table digests(path text primary key, digest text);
         create table uses(own, dataset text, split text, image_id text, path text, place text, unique(own, dataset, split, image_id, path));"""
 
     def __init__(self, db:sqlite3.Connection):
@@ -519,8 +530,11 @@ class _Merger:
         first, = self.db.execute("select place from ids where sample_id = ?", (r.sample_id,)).fetchone()
         self.problems.append(DataError(f"{where}: duplicate sample_id {r.sample_id!r}, first at {first}; name each input once"))
 
-# %% ../nbs/01_data.ipynb #c079
+# %% ../nbs/01_data.ipynb #c081
 _TWO_FILES = """select place, image_id, min(path), max(path) from uses group by image_id having min(path) < max(path) order by max(rowid)"""
+_EACH_IMAGE = "select place, path from (select place, path, min(rowid) as n from uses group by path) order by n"
+_COMPARABLE = """select place, path from (select place, path, min(rowid) as n from uses group by path) join shapes using (path) where shape in
+    (select shape from uses join shapes using (path) group by shape having count(distinct split) > 1) order by n"""
 _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
     first as (select content, min(n) as n from seen group by content having count(distinct split) > 1)
     select s.place, s.path, s.split, o.path, o.split, o.place from first join seen s using (content) join seen o on o.n = first.n
@@ -528,17 +542,18 @@ _TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coale
 
 def _check_images(m:_Merger, image_root, compare:str, workers:int):
     "Each image is whole, has one id, and is in one split"
-    if image_root is not None:
-        total, how = m.db.execute("select count(distinct path) from uses").fetchone()[0], pixel_hash if compare == "pixels" else file_hash
-        images = m.db.execute("select place, path from (select place, path, min(rowid) as n from uses group by path) order by n")
-        for pair in hashed_images(images, image_root, how, workers, m.problems, total): m.db.execute("insert into digests values (?, ?)", pair)
+    steps = [(image_shape, _EACH_IMAGE, "shapes", "check images"), (pixel_hash if compare == "pixels" else file_hash, _COMPARABLE, "digests", "compare images")]
+    for how, query, table, title in steps if image_root is not None else ():
+        total = m.db.execute(f"select count(*) from ({query})").fetchone()[0]
+        results = over_images(how, m.db.execute(query), image_root, workers, m.problems, title, total)
+        for pair in results: m.db.execute(f"insert into {table} values (?, ?)", pair)
     for where, name, one, two in m.db.execute(_TWO_FILES):
         m.problems.append(DataError(f"{where}: the image id {name} names both {one} and {two}; give different images different ids"))
     for where, path, split, other, in_split, first in m.db.execute(_TWO_SPLITS):
         m.problems.append(DataError(f"{where}: image {path} of split {split} is the same picture as {other} of split {in_split} ({first}); "
                                     "remove its rows from one of the two splits"))
 
-# %% ../nbs/01_data.ipynb #c081
+# %% ../nbs/01_data.ipynb #c083
 def _copied(inputs)->Iterator[QARecord]:
     "The records of several files, one after the other"
     for path in inputs:
@@ -571,7 +586,7 @@ def merge(
     if image_root is None: print("images were not opened: no image_root was given")
     return table
 
-# %% ../nbs/01_data.ipynb #c086
+# %% ../nbs/01_data.ipynb #c088
 def _shares(sizes:dict, n:int)->dict:
     "Split `n` in proportion to `sizes`, by largest remainder, at least one each when `n` allows"
     exact = {k: n * v / sum(sizes.values()) for k, v in sizes.items()}
@@ -597,7 +612,7 @@ def stratified_sample(
         chosen |= {ids[i] for i in rng("stratified_sample", seed, dataset).permutation(len(ids))[:k]}
     return [r for r in records if r.sample_id in chosen]
 
-# %% ../nbs/01_data.ipynb #c089
+# %% ../nbs/01_data.ipynb #c091
 def mixture_sampler(
     records:list[QARecord], # the training set
     alpha:float, # exponent of the dataset sizes, 0 for equal parts, 1 for natural parts
@@ -619,7 +634,7 @@ def mixture_sampler(
         if rounds: out[places] = members[np.concatenate(rounds)[:len(places)]]
     return out
 
-# %% ../nbs/01_data.ipynb #c093
+# %% ../nbs/01_data.ipynb #c095
 class QADataset:
     "Records by position, each with its decoded image"
     def __init__(self,
@@ -644,7 +659,7 @@ class QADataset:
         r = self.records[i]
         return {"record": r, "image": open_image(resolve_image(self.image_root, r.image_path))}
 
-# %% ../nbs/01_data.ipynb #c096
+# %% ../nbs/01_data.ipynb #c098
 @dataclass
 class MergeConfig:
     "Join unified JSONL files into one, with checks"

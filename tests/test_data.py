@@ -242,6 +242,22 @@ def test_one_picture_packed_twice_is_one_picture(tmp_path):
     with pytest.raises(DataError, match="same picture"): D.merge(*args, compare="files")
 
 
+def test_a_turned_picture_is_found_and_a_single_split_is_not_decoded(tmp_path, monkeypatch):
+    folder, out = unified(tmp_path)
+    noisy, turned = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)), Image.Exif()
+    turned[0x0112] = 6
+    noisy.save(folder/"images/train_0.png")
+    noisy.rotate(90, expand=True).save(folder/"images/val_1.png", exif=turned)
+    with pytest.raises(DataError, match="val_1.png.*same picture.*train_0.png"): D.merge(out.values(), tmp_path/"o.jsonl", tmp_path/"raw")
+    opened = []
+    monkeypatch.setattr(D, "open_image", lambda path, real=D.open_image: opened.append(path.name) or real(path))
+    D.merge([out["train"]], tmp_path/"train.jsonl", tmp_path/"raw")
+    assert opened == []
+    Image.new("RGB", (61, 40)).save(folder/"images/val_1.png") # of a shape of its own
+    D.merge([out["val"]], tmp_path/"val.jsonl", tmp_path/"raw", [tmp_path/"train.jsonl"])
+    assert sorted(opened) == ["train_1.png", "train_2.png", "val_0.png", "val_2.png"]
+
+
 def test_two_files_under_one_image_id_and_one_path_in_two_splits(tmp_path):
     _, out = unified(tmp_path)
     edit(out["val"], 1, image_id="chartqa/val_1")
