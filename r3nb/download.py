@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'MODELS', 'NEEDED', 'NOT_NEEDED', 'Place', 'disk_fault', 'disk_words', 'refused', 'lasting_fault',
            'retry_after', 'ask', 'wanted_revision', 'check_revisions', 'look_up', 'licence_tag', 'data_files',
-           'files_of', 'kind_of', 'fits', 'check_columns', 'decode', 'pixel_hash', 'png_bytes', 'Job', 'Shard',
-           'fetch_shard', 'plain', 'references', 'binary_columns', 'Unit', 'units_of', 'decode_unit', 'workers',
-           'arriving', 'decode_split', 'assemble', 'read_made', 'is_whole', 'fetch_split', 'DownloadConfig',
+           'NoSplitError', 'files_of', 'kind_of', 'fits', 'check_columns', 'decode', 'pixel_hash', 'png_bytes', 'Job',
+           'Shard', 'fetch_shard', 'plain', 'references', 'binary_columns', 'Unit', 'units_of', 'decode_unit',
+           'workers', 'arriving', 'decode_split', 'assemble', 'read_made', 'is_whole', 'fetch_split', 'DownloadConfig',
            'explained', 'locked', 'plan_jobs', 'resolve_jobs', 'announce', 'download', 'report', 'main', 'HubModel',
            'to_safetensors', 'fetch_weights', 'ModelsConfig', 'read_models', 'fetch_model', 'models', 'models_main']
 
@@ -215,6 +215,9 @@ def _builder(place, config):
         raise DataError(f"{place}: {' '.join(str(e).split())}; name a configuration of this repository in its HubSource, or another --revision") from e
 
 # %% ../nbs/01_download.ipynb #c029
+class NoSplitError(DataError):
+    "A repository does not have the split that was asked for"
+
 _SAME = ({"val", "validation", "valid", "dev"}, {"train", "training"}, {"test", "testing"})
 
 def files_of(
@@ -228,7 +231,7 @@ def files_of(
         odd = [f for f in found[name] if "://" in f or not f.endswith(".parquet")]
         if odd: raise DataError(f"{place}: {odd[0]} of split '{name}' is not a parquet file of this commit; choose a --revision in parquet")
         return name, found[name]
-    raise DataError(f"{place}: no split '{split}'{nearest(split, found)}; leave it out of --splits, or choose another revision")
+    raise NoSplitError(f"{place}: no split '{split}'{nearest(split, found)}; leave it out of --splits, or choose another revision")
 
 # %% ../nbs/01_download.ipynb #c032
 _PLAIN = ((pa.types.is_null, "null"), (pa.types.is_boolean, "boolean"), (pa.types.is_integer, "number"), (pa.types.is_floating, "number"),
@@ -678,9 +681,10 @@ class DownloadConfig:
     revision: list[str] = field(default_factory=list) # commit, tag or branch, or repository=revision,...; empty: the newest
     num_proc: int = 4 # processes that decode images, and shards fetched at the same time
     retries: int = 5 # further attempts after a fault that may pass: 429, 5xx, a broken connection
+    named: bool = field(init=False, default=False) # were the splits named?
 
     def __post_init__(self):
-        spec = dataset_spec(self.dataset)
+        spec, self.named = dataset_spec(self.dataset), bool(self.splits)
         if not spec.hub: raise ConfigError(f"dataset: {spec.name} names no repository; add a HubSource to its row, or fill its raw folder yourself")
         self.splits = ["val" if s == "validation" else s for s in self.splits]
         offered = [s for s in SPLITS if any(s in h.splits.values() for h in spec.hub)]
@@ -749,6 +753,23 @@ def announce(jobs:list[Job], infos:dict, retries:int)->dict[Place, str]:
     return out
 
 # %% ../nbs/01_download.ipynb #c080
+def _note_absent(j:Job, made:dict, e:NoSplitError)->None:
+    "Record that the repository lacks a split which nobody named"
+    print(f"left out: {e}")
+    made.setdefault("absent", {})[j.hub_split] = j.place.revision
+    write_json(j.out/"manifest.json", made)
+
+def _download_jobs(todo:list[Job], licences:dict, cfg:DownloadConfig)->None:
+    "Download some splits; one that is absent is an error only if it was named"
+    with workers(cfg.num_proc) as pool:
+        for j in todo:
+            found, declared = data_files(j.place, j.source.config, cfg.retries)
+            try: name, files = files_of(found, j.hub_split, j.place)
+            except NoSplitError as e:
+                if cfg.named: raise
+                _note_absent(j, read_made(j.out, cfg.dataset), e)
+            else: fetch_split(j, files, declared.get(name), licences[j.place], pool, cfg)
+
 def download(
     cfg:DownloadConfig, # what to download, and where to
 )->dict: # the manifest
@@ -757,19 +778,17 @@ def download(
     with locked(out):
         made = read_made(out, cfg.dataset)
         jobs, infos = resolve_jobs(plan_jobs(cfg), made, cfg.retries)
+        jobs = [j for j in jobs if cfg.named or made.get("absent", {}).get(j.hub_split) != j.place.revision]
         todo = [j for j in jobs if not is_whole(j, made)]
         for j in jobs:
             if j in todo: continue
             shutil.rmtree(j.work, ignore_errors=True)
             print(f"{j.title}: complete at {j.place.revision}, nothing to do")
-        licences = announce(todo, infos, cfg.retries)
-        with workers(cfg.num_proc) as pool:
-            for j in todo:
-                found, declared = data_files(j.place, j.source.config, cfg.retries)
-                name, files = files_of(found, j.hub_split, j.place)
-                fetch_split(j, files, declared.get(name), licences[j.place], pool, cfg)
+        _download_jobs(todo, announce(todo, infos, cfg.retries), cfg)
         made = read_made(out, cfg.dataset)
-    report(jobs, made, bool(todo))
+    there = [j for j in jobs if j.hub_split in made["splits"]]
+    if not there: raise DataError(f"{cfg.dataset}: the repository has none of the splits {', '.join(cfg.splits)}; choose another --revision")
+    report(there, made, bool(todo))
     return made
 
 # %% ../nbs/01_download.ipynb #c082

@@ -598,9 +598,19 @@ def test_missing_split_and_wrong_configuration(hub, run, tmp_path):
     chartqa(hub, val=[])
     r = run("chartqa", "--out_dir", tmp_path/"raw", "--splits", "val")
     assert r.code == 2 and "no split 'val'" in r.text and "known: train" in r.text
+    r = run("chartqa", "--out_dir", tmp_path/"usual")
+    assert r.code == 0 and "no split 'val'" in r.text and "no split 'test'" in r.text, r.text
+    assert list(manifest(tmp_path/"usual")["splits"]) == ["train"]
+    hub.log.clear()
+    r = run("chartqa", "--out_dir", tmp_path/"usual")
+    assert r.code == 0 and "nothing to do" in r.text and len([x for x in hub.log if "ChartQA" in x.path]) == 1
     hub.add(INFO, sharded("infovqa", "validation", [info(1)], 1, "Other") | {"README.md": card({"Other": {"validation": "Other/*"}})})
     r = run("infovqa", "--out_dir", tmp_path/"info", "--splits", "val")
     assert r.code == 2 and "InfographicVQA" in r.text and "'Other'" in r.text and "Traceback" not in r.text
+    hub.add(CHART, sharded("chartqa", "other", [chart(1)], 1))
+    for _ in range(2):
+        r = run("chartqa", "--out_dir", tmp_path/"none")
+        assert r.code == 2 and "has none of the splits train, val, test" in r.text
     hub.add(CHART, {"train.csv": b"a,b\n1,2\n", "README.md": card()})
     r = run("chartqa", "--out_dir", tmp_path/"raw", "--splits", "train")
     assert r.code == 2 and "train.csv of split 'train' is not a parquet file" in r.text
@@ -637,7 +647,7 @@ def test_killed_at_every_step(hub, run, tmp_path):
     assert len(hub.gets("train-00000")) <= 3
     chartqa(hub, [chart(70 + i, f"q{i}?") for i in range(10)])
     code = None
-    for n in range(1, 99):
+    for n in range(1, 99, 2):
         r = run("chartqa", "--out_dir", out, "--splits", "train", kill=n)
         whole_or_absent(out)
         if r.code == 0: break
@@ -672,7 +682,7 @@ def test_full_disk_at_every_step(hub, run, tmp_path):
     while (r := run("chartqa", "--out_dir", out, "--splits", "train", full=n)).code != 0:
         assert r.code == 2 and "disk is full" in r.text and "run the same command again" in r.text and "Traceback" not in r.text, r.text
         whole_or_absent(out)
-        n += 3
+        n += 4
     assert n > 10
     check_whole(out)
 
