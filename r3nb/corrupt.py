@@ -83,7 +83,7 @@ def jpeg(img, s, r):
 @functools.lru_cache(maxsize=1)
 def _noise_field()->np.ndarray:
     "A fixed field of Gaussian noise with standard deviation 32, in whole numbers"
-    return np.clip(np.rint(32*rng("noise field").standard_normal((509, 503, 3))), -127, 127).astype(np.int16)
+    return np.clip(np.rint(32*rng("noise field").standard_normal((509, 503, 3))), -127, 127).astype(np.int32)
 
 def _add_noise(img, sd, r):
     "Add the sample's window of the noise field, scaled to `sd` grey levels"
@@ -138,7 +138,7 @@ def crop(img, s, r):
     out[kept] = img[kept]
     return out
 
-# %% ../nbs/03_corrupt.ipynb #c026a
+# %% ../nbs/03_corrupt.ipynb #c027
 MAX_PIXELS, MAX_SIDE = 2**24, 30_000 # a larger picture is damaged at a smaller size
 
 def working_size(
@@ -149,7 +149,7 @@ def working_size(
     f = min(1, math.sqrt(MAX_PIXELS/(w*h)), MAX_SIDE/max(w, h))
     return max(1, int(w*f)), max(1, int(h*f))
 
-# %% ../nbs/03_corrupt.ipynb #c027
+# %% ../nbs/03_corrupt.ipynb #c029
 _ORDER = (colour_jitter, gaussian_blur, motion_blur, downsample, jpeg, low_light, gaussian_noise, occlusion, crop)
 _SHARE = {1: 1.0, 2: 0.85, 3: 0.75}
 
@@ -169,7 +169,7 @@ def damage_image(
     if np.array_equal(out, clean): out = np.where(clean < 128, clean + np.uint8(8), clean - np.uint8(8))
     return out
 
-# %% ../nbs/03_corrupt.ipynb #c031
+# %% ../nbs/03_corrupt.ipynb #c033
 GRID = 8 # cells per side of a confidence map
 
 def similarity_map(
@@ -188,7 +188,7 @@ def similarity_map(
     ssim = (2*mx*my + c1)*(2*cov + c2)/((mx*mx + my*my + c1)*(vx + vy + c2))
     return np.clip(cv2.resize(ssim.mean(axis=2), (GRID, GRID), interpolation=cv2.INTER_AREA), 0, 1)
 
-# %% ../nbs/03_corrupt.ipynb #c035
+# %% ../nbs/03_corrupt.ipynb #c037
 CONFUSIONS = dict(a="oe", b="h6", c="eo", d="cl a", e="co", f="t", g="9q", h="bn", i="l1", j="i", k="x", l="1I", m="rn n", n="ru", o="0c",
     p="q", q="g9", r="n", s="5z", t="f7", u="vn", v="uy", w="vv u", x="k", y="v", z="2s", A="4H", B="8R", C="GO", D="O0", E="FB", F="EP",
     G="6C", H="NA", I="l1", J="I", K="X", L="I1", M="N", N="HM", O="0Q", P="F", Q="O", R="B", S="58", T="7I", U="V", V="UY", W="VV N",
@@ -200,7 +200,7 @@ def _confuse(c:str, u:float)->str:
     options = known.split() if " " in known else known or ("",)
     return options[int(u*len(options))]
 
-# %% ../nbs/03_corrupt.ipynb #c039
+# %% ../nbs/03_corrupt.ipynb #c041
 def _break_word(word:str, depth:float, first:np.ndarray, choice:np.ndarray)->str:
     "Confuse a share `depth` of the characters of a word, at least one"
     n = max(1, math.ceil(round(depth*len(word), 9)))
@@ -230,7 +230,7 @@ def damage_text(
         out.append(bare + gap)
     return "".join(out) if "".join(out) != text else text[:-1]
 
-# %% ../nbs/03_corrupt.ipynb #c045
+# %% ../nbs/03_corrupt.ipynb #c047
 @dataclass
 class Corrupted:
     "A damaged sample, with what was measured on it"
@@ -246,7 +246,7 @@ class Corrupted:
     seed: int = 0 # which corruption seed
     target: str = "pseudo_text" # which text was damaged
 
-# %% ../nbs/03_corrupt.ipynb #c048
+# %% ../nbs/03_corrupt.ipynb #c050
 def _check_call(record, image, level, target):
     "Raise a typed error for arguments that make no sense"
     if isinstance(level, bool) or not isinstance(level, (int, float, np.number)) or not 0 <= level <= 1:
@@ -259,7 +259,7 @@ def _flat(pixels, span=8)->bool:
     "Is a picture so uniform that blur or compression could leave it as it is?"
     return int(pixels.max()) - int(pixels.min()) < span
 
-# %% ../nbs/03_corrupt.ipynb #c051
+# %% ../nbs/03_corrupt.ipynb #c053
 def corrupt(
     record:QARecord, # its sample_id, pseudo_text and question are used
     image:Image.Image, # the clean image
@@ -283,7 +283,7 @@ def corrupt(
     return Corrupted(Image.fromarray(pixels), **texts, c_vis=float(grid.mean()), c_text=float(c_text), c_vis_map=grid,
         families=visual + textual, sample_id=record.sample_id, level=float(level), seed=seed, target=target)
 
-# %% ../nbs/03_corrupt.ipynb #c060
+# %% ../nbs/03_corrupt.ipynb #c062
 def manifest_row(
     c:Corrupted, # a damaged sample
 )->dict: # plain values for a JSONL file
@@ -301,7 +301,7 @@ def corruption_manifest(
     out.sort(key=lambda r: (r["sample_id"], r["level"], r["seed"], r["target"], r["families"]))
     return out, fingerprint(out)
 
-# %% ../nbs/03_corrupt.ipynb #c064
+# %% ../nbs/03_corrupt.ipynb #c066
 @dataclass
 class CorruptConfig:
     "Write a gallery of damaged samples: images, confidence maps, texts and a manifest"
@@ -329,7 +329,7 @@ def gallery_samples(
     n = min(len(found), cfg.max_samples)
     return [found[i*len(found)//n] for i in range(n)]
 
-# %% ../nbs/03_corrupt.ipynb #c067
+# %% ../nbs/03_corrupt.ipynb #c069
 def gallery_figure(
     grid:list[list[Corrupted]], # one row for each sample, one column for each level
 ): # a matplotlib figure
@@ -349,7 +349,7 @@ def gallery_figure(
     for a in axes.flat: a.set_axis_off()
     return fig
 
-# %% ../nbs/03_corrupt.ipynb #c068b
+# %% ../nbs/03_corrupt.ipynb #c072
 def _show_sample(i:int, record:QARecord, path:Path, cfg:CorruptConfig)->tuple[list, list, list]:
     "Write one sample at every level; its small pictures, manifest rows and texts"
     clean, row, rows, texts = open_image(path), [], [], []
@@ -363,7 +363,7 @@ def _show_sample(i:int, record:QARecord, path:Path, cfg:CorruptConfig)->tuple[li
         row.append(replace(c, image=c.image.copy()))
     return row, rows, texts
 
-# %% ../nbs/03_corrupt.ipynb #c070
+# %% ../nbs/03_corrupt.ipynb #c074
 def gallery(
     cfg:CorruptConfig, # what to show
 )->Path: # the folder with the result
