@@ -425,7 +425,8 @@ def redundancy_md(
     if cfg.control_dir and (Path(cfg.control_dir)/"summary.json").is_file():
         other = read_json(Path(cfg.control_dir)/"summary.json")
         return f"With redundancy 0, where evidence cannot help, the gain of R3 from its evidence is: {gain(other) or 'not measured'}. In this world it is: {gain(summary) or 'not measured'}."
-    return "The control world with redundancy 0 has not been run beside this study; the questions without a sibling page, above, are the control within this run."
+    return ("The control world with redundancy 0 has not been run beside this study; the questions without a sibling page, above, are the control within this run. "
+            "To have it here: run its profile (mini-redundancy0 for mini) with the same --out, delete the folder of this stage, and give the study's command again.")
 
 # %% ../nbs/09_figures.ipynb #c049
 CAPTIONS = {"robustness": "Score against damage, with 95% bands that resample pages.", "siblings": "Gains in points, for questions whose fact does or does not stand on another page.",
