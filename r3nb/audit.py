@@ -256,5 +256,5 @@ def main(argv: list[str] | None = None) -> None:
     run_audit(cfg)
     print((Path(cfg.out_dir)/"audit.md").read_text(encoding="utf-8"))
 
-# %% ../nbs/10_audit.ipynb #c028
+# %% ../nbs/10_audit.ipynb #c029
 if __name__ == "__main__" and "__file__" in globals(): main()

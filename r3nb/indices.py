@@ -127,9 +127,10 @@ class Parts:
         return [folder / name for folder in [*self.shares, *([self.base] if self.base else [])]]
 
 class Spread:
-    "Remembers the smallest and largest value of each column of many chunks."
+    "How far the values of each column of many chunks spread; looks no further once they do."
     def __init__(self): self.low, self.high = np.inf, -np.inf
-    def __call__(self, chunk): self.low, self.high = np.minimum(self.low, chunk.min(0)), np.maximum(self.high, chunk.max(0))
+    def __call__(self, chunk):
+        if self.width() < 1e-6: self.low, self.high = np.minimum(self.low, chunk.min(0)), np.maximum(self.high, chunk.max(0))
     def width(self) -> float: return float(np.max(self.high - self.low))
 
 def join_parts(parts: Parts, folder: Path) -> dict[str, str]: # file -> sha256 of its content

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'FREE_OPTIONS', 'PATH_OPTIONS', 'DataOptions', 'DamageOptions', 'TrainConfig', 'curriculum_level',
-           'TrainSet', 'answer_loss', 'consistency_loss', 'confidence_loss', 'gate_loss', 'gate_entropy',
+           'TrainSet', 'one_thread', 'answer_loss', 'consistency_loss', 'confidence_loss', 'gate_loss', 'gate_entropy',
            'alignment_loss', 'losses', 'TrainingError', 'R3Trainer', 'run_dir', 'MovingAverage', 'arguments',
            'teacher_state', 'newest_checkpoint', 'claim_folder', 'rewind_history', 'Validation', 'Progress',
            'build_trainer', 'train', 'main']
@@ -14,6 +14,8 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -198,19 +200,32 @@ def evidence(self: TrainSet, positions: list[int], records: list, damaged: list,
     return self.index.search(vectors.get("text"), vectors.get("image"), ids, hashes, c.top_k)
 
 # %% ../nbs/06_train.ipynb #c021
+@contextmanager
+def one_thread()->Iterator[None]:
+    "Torch, FAISS and OpenCV on one thread while the block runs."
+    import cv2
+    import faiss
+    before = torch.get_num_threads(), faiss.omp_get_max_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1); faiss.omp_set_num_threads(1); cv2.setNumThreads(0)
+    try: yield
+    finally: torch.set_num_threads(before[0]); faiss.omp_set_num_threads(before[1]); cv2.setNumThreads(before[2])
+
+# %% ../nbs/06_train.ipynb #c022
 @patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
+    with one_thread(): return self.examples(positions)
+
+@patch
+def examples(self: TrainSet, positions: list[int])->list:
+    "Read, damage, retrieve and gather."
     records, images, damaged = zip(*map(self.damage, positions), strict=True)
     clean = [(im, r.pseudo_text, r.question) for r, im in zip(records, images, strict=True)]
-    threads, memo = torch.get_num_threads(), QueryMemo()
-    torch.set_num_threads(1)
-    try:
-        evidence = self.evidence(positions, records, damaged, memo)
-        return make_examples(self.index, list(records), list(damaged), self.config, evidence, clean=clean, cache=memo)
-    finally: torch.set_num_threads(threads)
+    memo = QueryMemo()
+    evidence = self.evidence(positions, records, damaged, memo)
+    return make_examples(self.index, list(records), list(damaged), self.config, evidence, clean=clean, cache=memo)
 
-# %% ../nbs/06_train.ipynb #c025
+# %% ../nbs/06_train.ipynb #c026
 def answer_loss(out, n)->torch.Tensor:
     "Cross entropy over answer tokens, summed, divided by `n`."
     return F.cross_entropy(out.logits.float(), out.targets, reduction="sum") / n
@@ -221,7 +236,7 @@ def consistency_loss(student, teacher, n)->torch.Tensor:
         raise ConfigError("teacher and student see different answers; make both batches with one call of the collator")
     return F.kl_div(student.logits.float().log_softmax(-1), teacher.logits.float().log_softmax(-1), log_target=True, reduction="sum") / n
 
-# %% ../nbs/06_train.ipynb #c028
+# %% ../nbs/06_train.ipynb #c029
 def confidence_loss(seen, evidence: dict)->torch.Tensor:
     "Estimated against measured confidence."
     return F.binary_cross_entropy_with_logits(seen.confidence_logits.float(), evidence["true_conf"])
@@ -238,7 +253,7 @@ def gate_entropy(seen)->torch.Tensor:
     gate = seen.gates.float()
     return -torch.xlogy(gate, gate.clamp_min(1e-8)).sum(-1).mean()
 
-# %% ../nbs/06_train.ipynb #c031
+# %% ../nbs/06_train.ipynb #c032
 def alignment_loss(
     seen, # what the modules saw: aligned vectors [B, K, b] and null vectors [2, b]
     evidence: dict, # which pages are real
@@ -256,7 +271,7 @@ def alignment_loss(
         return F.cross_entropy(torch.cat([logits, a @ null.T], -1).float() / tau, target)
     return (one_way(t, i) + one_way(i, t)) / 2
 
-# %% ../nbs/06_train.ipynb #c034
+# %% ../nbs/06_train.ipynb #c035
 def losses(
     out, # the student's R3Output
     teacher, # the teacher's R3Output, None for no consistency
@@ -276,7 +291,7 @@ def losses(
     if not cfg.disable_memory: terms["align"] = cfg.lambda_align, lambda: alignment_loss(seen, e)
     return parts | {k: weight * term() / n_batches for k, (weight, term) in terms.items() if weight}
 
-# %% ../nbs/06_train.ipynb #c037
+# %% ../nbs/06_train.ipynb #c038
 class TrainingError(R3Error):
     "Training cannot go on"
 
@@ -302,7 +317,7 @@ class R3Trainer(Trainer):
         batches = [finish(b) for b in islice(epoch_iterator, num_batches)]
         return batches, self._get_num_items_in_batch(batches, device)
 
-# %% ../nbs/06_train.ipynb #c038
+# %% ../nbs/06_train.ipynb #c039
 @patch
 def teach(self: R3Trainer, model, batch: dict):
     "The teacher's answer distribution on the clean inputs, without gradient."
@@ -330,7 +345,7 @@ def compute_loss(self: R3Trainer, model, inputs, return_outputs=False, num_items
     self.note(parts, out.seen, n_batches)
     return (loss, out) if return_outputs else loss
 
-# %% ../nbs/06_train.ipynb #c040
+# %% ../nbs/06_train.ipynb #c041
 @patch
 def note(self: R3Trainer, parts: dict, seen, n_batches: int):
     "Add a micro-batch to the sums of the next log line."
@@ -361,7 +376,7 @@ def run_dir(cfg: TrainConfig)->Path:
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     return Path(cfg.output_dir)
 
-# %% ../nbs/06_train.ipynb #c042
+# %% ../nbs/06_train.ipynb #c043
 @patch
 def create_optimizer(self: R3Trainer, model=None):
     "AdamW with a learning rate for LoRA and one for the modules."
@@ -393,13 +408,13 @@ def arguments(cfg: TrainConfig)->TrainingArguments:
         activation_checkpointing=cfg.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if cfg.gradient_checkpointing else None)
 
-# %% ../nbs/06_train.ipynb #c044
+# %% ../nbs/06_train.ipynb #c045
 @patch
 def activation_checkpointing_enable(self: R3Model, activation_checkpointing_kwargs=None, **kwargs):
     "Recompute the backbone's activations in the backward pass."
     self.base.activation_checkpointing_enable(activation_checkpointing_kwargs or {"use_reentrant": False}, **kwargs)
 
-# %% ../nbs/06_train.ipynb #c047
+# %% ../nbs/06_train.ipynb #c048
 @patch
 def _save_checkpoint(self: R3Trainer, model, trial=None):
     "Write `checkpoints/step_N`, complete or not at all."
@@ -427,7 +442,7 @@ def teacher_state(model: R3Model)->dict: # name -> parameter
     "The teacher's parameters by name."
     return {n: p for n, p in model.named_parameters() if n.startswith("teacher_.") or ".teacher." in n}
 
-# %% ../nbs/06_train.ipynb #c049
+# %% ../nbs/06_train.ipynb #c050
 @patch
 def _load_from_checkpoint(self: R3Trainer, resume_from_checkpoint, model=None):
     "Read adapter, modules and teacher of a checkpoint, strictly."
@@ -448,7 +463,7 @@ def newest_checkpoint(output_dir: str|Path)->Path|None:
     found = [p for p in Path(output_dir, "checkpoints").glob("step_*") if complete(p)]
     return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=None)
 
-# %% ../nbs/06_train.ipynb #c052
+# %% ../nbs/06_train.ipynb #c053
 FREE_OPTIONS = ("num_workers", "threads", "log_every", "save_every", "eval_every", "val_samples", "gradient_checkpointing")
 PATH_OPTIONS = ("model_name", "train_jsonl", "val_jsonl", "image_root", "index_dir", "output_dir", "init_from") # their content counts
 
@@ -472,7 +487,7 @@ def rewind_history(path: Path, step: int)->None:
     rows = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
     path.write_text("".join(r for r in rows if json.loads(r)["step"] <= step), encoding="utf-8")
 
-# %% ../nbs/06_train.ipynb #c054
+# %% ../nbs/06_train.ipynb #c055
 class Validation(TrainerCallback):
     "Answer loss on a fixed sample of validation records."
     def __init__(self, trainer: R3Trainer, cfg: TrainConfig, index):
@@ -499,7 +514,7 @@ class Validation(TrainerCallback):
         live.train()
         self.trainer.log({"val_loss": total / max(1, n)})
 
-# %% ../nbs/06_train.ipynb #c055
+# %% ../nbs/06_train.ipynb #c056
 class Progress(TrainerCallback):
     "A bar with the step, the level and the loss."
     def on_train_begin(self, args, state, control, **kwargs):
@@ -510,7 +525,7 @@ class Progress(TrainerCallback):
         if logs and "loss" in logs: self.bar.set_postfix(loss=f"{logs['loss']:.3f}", level=f"{logs['level']:.2f}", refresh=False)
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
-# %% ../nbs/06_train.ipynb #c057
+# %% ../nbs/06_train.ipynb #c058
 def build_trainer(cfg: TrainConfig)->R3Trainer:
     "Records, index, model and trainer of a configuration."
     cfg.check()
@@ -531,7 +546,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     trainer.add_callback(Progress())
     return trainer
 
-# %% ../nbs/06_train.ipynb #c059
+# %% ../nbs/06_train.ipynb #c060
 def train(cfg: TrainConfig)->Path: # the last checkpoint
     "Train, or go on training, and return the last checkpoint."
     from torch.utils.tensorboard import SummaryWriter
@@ -548,7 +563,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
     write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs)
     return newest_checkpoint(cfg.output_dir)
 
-# %% ../nbs/06_train.ipynb #c065
+# %% ../nbs/06_train.ipynb #c066
 @console
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_train`."

@@ -17,7 +17,7 @@ from test_indices import page, record, save_clip
 
 import r3nb.ann
 import r3nb.indices as indices
-from r3nb.ann import RECALL, Searcher, build_structure, noisy_queries, read_some, scan_rows, top_rows
+from r3nb.ann import RECALL, RowFile, Searcher, build_structure, noisy_queries, scan_rows, top_rows
 from r3nb.core import ConfigError, DataError, ImageError, IndexMismatchError, QARecord, write_jsonl
 from r3nb.documents import PageStore, feed, shared_plan
 from r3nb.encoders import build_shard
@@ -520,4 +520,4 @@ def test_an_index_of_an_older_format_says_so(world, tmp_path):
 def test_rows_are_read_as_written(tmp_path):
     np.save(tmp_path / "v.npy", np.arange(60, dtype="float32").reshape(20, 3))
     rows = np.random.default_rng(0).integers(0, 20, 50)
-    assert np.array_equal(read_some(tmp_path / "v.npy", rows), np.load(tmp_path / "v.npy")[rows])
+    assert np.array_equal(RowFile(tmp_path / "v.npy").take(rows), np.load(tmp_path / "v.npy")[rows])
