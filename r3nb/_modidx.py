@@ -405,6 +405,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.eval.breakdown': ('eval.html#breakdown', 'r3nb/eval.py'),
                            'r3nb.eval.by_length': ('eval.html#by_length', 'r3nb/eval.py'),
                            'r3nb.eval.check_config': ('eval.html#check_config', 'r3nb/eval.py'),
+                           'r3nb.eval.check_damage': ('eval.html#check_damage', 'r3nb/eval.py'),
                            'r3nb.eval.compare': ('eval.html#compare', 'r3nb/eval.py'),
                            'r3nb.eval.conditions': ('eval.html#conditions', 'r3nb/eval.py'),
                            'r3nb.eval.confidence_table': ('eval.html#confidence_table', 'r3nb/eval.py'),
