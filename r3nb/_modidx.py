@@ -423,6 +423,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.eval.blocks': ('eval.html#blocks', 'r3nb/eval.py'),
                            'r3nb.eval.by_length': ('eval.html#by_length', 'r3nb/eval.py'),
                            'r3nb.eval.check_config': ('eval.html#check_config', 'r3nb/eval.py'),
+                           'r3nb.eval.check_damage': ('eval.html#check_damage', 'r3nb/eval.py'),
                            'r3nb.eval.conditions': ('eval.html#conditions', 'r3nb/eval.py'),
                            'r3nb.eval.content_of': ('eval.html#content_of', 'r3nb/eval.py'),
                            'r3nb.eval.copy_page': ('eval.html#copy_page', 'r3nb/eval.py'),
