@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'r3nb.corrupt': { 'r3nb.corrupt.CorruptConfig': ('corrupt.html#corruptconfig', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.Corrupted': ('corrupt.html#corrupted', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._add_noise': ('corrupt.html#_add_noise', 'r3nb/corrupt.py'),
+                              'r3nb.corrupt._block_means': ('corrupt.html#_block_means', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._break_word': ('corrupt.html#_break_word', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._check_call': ('corrupt.html#_check_call', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._confuse': ('corrupt.html#_confuse', 'r3nb/corrupt.py'),
