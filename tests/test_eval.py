@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from r3nb import eval as ev
+from r3nb.compare import ORDER, rescore, summarise
 from r3nb.core import CheckpointError, ConfigError, DataError, read_jsonl, rng, write_jsonl
-from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, rescore, summarise, sweep
+from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, sweep
 
 MAIN = ["base", "base+text"]
 
@@ -56,6 +57,9 @@ def test_ablation_names_are_flags_of_the_model():
     from r3nb.model import R3Config
     assert set(ev.ABLATIONS.values()) < set(R3Config.__dataclass_fields__)
     for m in ("base", "base+text", "lora", "rag", "r3", *(f"r3-{a}" for a in ev.ABLATIONS)): replace(R3Config(), **ev.flags_of(parse_mode(m), EvalConfig()))
+
+
+def test_tables_know_the_main_modes(): assert tuple(ev.MODES) == ORDER
 
 
 def test_disable_flags_name_the_mode():
@@ -232,38 +236,6 @@ def test_rescore_repairs_scores(world, tmp_path):
     write_jsonl(path, [r | {"scores": {"score": 1.0}} for _, r in read_jsonl(path)])
     rescore(path, 50)
     assert path.read_bytes() == good
-
-
-def test_unpaired_modes_are_refused(world, tmp_path):
-    path = sweep(config(world, tmp_path/"out"), Parrot())
-    rows = [r for _, r in read_jsonl(path)]
-    write_jsonl(path, rows[:-1])
-    with pytest.raises(DataError, match="pair"): summarise(path, 50)
-
-
-def test_a_row_without_a_field_is_named(tmp_path):
-    (tmp_path/"p.jsonl").write_text('{"sample_id": "a"}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl:1"): summarise(tmp_path/"p.jsonl")
-
-
-def test_interval_resamples_pages(tmp_path):
-    "Copies of a question on the same page must not make the interval narrower"
-    import pandas as pd
-    g = np.random.default_rng(0)
-    right = g.integers(0, 2, 40).astype(float)
-    frame = lambda copies: pd.DataFrame([{"dataset": "d", "image_id": i, "sample_id": f"{i}.{j}", "damage": "drawn", "level": 0.0, "seed": 0, "score": v} for i, v in enumerate(right) for j in range(copies)])
-    one, many = ev.interval(frame(1)), ev.interval(frame(10))
-    assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
-
-
-def test_ablations_are_compared_at_the_levels_that_all_share():
-    "A control that ran everywhere and an ablation that ran at one level stand side by side at that level"
-    import pandas as pd
-    score = {"r3": 1., "r3+shuffled": .5, "r3-gate": .75}
-    rows = [{"dataset": "d", "image_id": str(i), "sample_id": str(i), "mode": m, "damage": "drawn", "level": v, "seed": 0, "score": s if v == .6 else 0.}
-            for m, s in score.items() for v in (0., .2, .6) for i in range(12) if m != "r3-gate" or v == .6]
-    table = {r["mode"]: r for r in ev.ablation_table(pd.DataFrame(rows), n=50)}
-    assert {m: (r["levels"], r["estimate"]) for m, r in table.items()} == {"r3+shuffled": ([.6], .5), "r3-gate": ([.6], .25)}
 
 
 def test_command_line(world, tmp_path):
