@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'VERSIONS', 'Mode', 'parse_mode',
-           'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'levels_of', 'conditions', 'modes_at',
-           'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers', 'row_key',
-           'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'answer_block', 'Part',
-           'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish', 'damage_key', 'save_case',
-           'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'settings_of', 'evaluate', 'main']
+           'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'check_damage', 'levels_of', 'conditions',
+           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers',
+           'row_key', 'damage_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length',
+           'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish',
+           'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'settings_of', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -75,6 +75,7 @@ class SweepOptions:
     eval_mode: list[str] = field(default_factory=lambda: ["r3"]) # modes, for example base,base+text,lora,rag,r3,r3+shuffled,r3-gate
     corruption_levels: list[float] = field(default_factory=lambda: [0, 0.2, 0.4, 0.6, 0.8]) # levels between 0 and 1
     seeds: list[int] = field(default_factory=lambda: [0]) # corruption seeds; level 0 needs only the first
+    damage: list[str] = field(default_factory=lambda: ["drawn"]) # drawn (each sample's own draw, the pooled curve), image or text (that half of it), or a family's name
     ablation_mode: list[str] = field(default_factory=list) # further modes, such as r3-gate, that run at ablation_levels only
     ablation_levels: list[float] = field(default_factory=lambda: [0.6]) # levels of ablation_mode, some of corruption_levels
     clean_only: bool = False # evaluate level 0 only
@@ -142,11 +143,25 @@ def check_config(
             if not 0 <= v <= 1: raise ConfigError(f"{name}: {v} is outside 0 to 1")
     if cfg.ablation_mode and not set(levels_of(cfg)) & {float(v) for v in cfg.ablation_levels}:
         raise ConfigError(f"ablation_levels {cfg.ablation_levels} has none of the levels {cfg.corruption_levels}, so ablation_mode would never run")
-    for k in ("seeds", "corruption_levels"):
+    check_damage(cfg)
+    for k in ("seeds", "corruption_levels", "damage"):
         if not getattr(cfg, k): raise ConfigError(f"{k} is empty; give at least one")
     for k in ("batch_size", "max_new_tokens", "top_k", "workers"):
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
+
+def check_damage(
+    cfg:EvalConfig, # options of the run
+)->None:
+    "Refuse a damage that is unknown or without effect"
+    from r3nb.corrupt import IMAGE_FAMILIES, TEXT_FAMILIES
+    known = ("drawn", "image", "text", *IMAGE_FAMILIES, *TEXT_FAMILIES)
+    for d in cfg.damage:
+        if d not in known: raise ConfigError(f"damage: unknown '{d}'{nearest(d, known)}")
+        if d in ("text", *TEXT_FAMILIES) and cfg.corrupt_text_target == "none":
+            raise ConfigError(f"damage: '{d}' changes nothing with corrupt_text_target none; choose pseudo_text or question, or leave '{d}' out")
+    if cfg.damage and "drawn" not in cfg.damage and 0 not in levels_of(cfg):
+        raise ConfigError(f"damage {','.join(cfg.damage)} without level 0 leaves the pooled tables empty; add drawn to damage, or 0 to corruption_levels")
 
 # %% ../nbs/08_eval.ipynb #c017
 def levels_of(cfg:EvalConfig)->list[float]:
@@ -155,16 +170,19 @@ def levels_of(cfg:EvalConfig)->list[float]:
 
 def conditions(
     cfg:EvalConfig, # options of the run
-)->list[tuple[float, int]]: # pairs of level and seed
-    "Every level with every seed; level 0 with the first seed only"
-    return [(level, seed) for level in levels_of(cfg) for seed in (dict.fromkeys(cfg.seeds) if level else cfg.seeds[:1])]
+)->list[tuple[str, float, int]]: # damage, level and seed
+    "Every damage at every level with every seed; level 0 once"
+    levels, seeds = levels_of(cfg), dict.fromkeys(cfg.seeds)
+    clean = [("drawn", 0.0, cfg.seeds[0])] if 0 in levels else []
+    return clean + [(d, level, seed) for d in dict.fromkeys(cfg.damage) for level in levels if level for seed in seeds]
 
 def modes_at(
     cfg:EvalConfig, # options of the run
     level:float, # a corruption level
-)->list[Mode]: # modes that run at this level
-    "The modes of a level: those of `eval_mode` always, those of `ablation_mode` where they are asked for"
-    more = cfg.ablation_mode if level in {float(v) for v in cfg.ablation_levels} else []
+    damage:str="drawn", # which damage
+)->list[Mode]: # modes that run under this condition
+    "The modes of a condition: those of `eval_mode` always, those of `ablation_mode` where they are asked for"
+    more = cfg.ablation_mode if damage == "drawn" and level in {float(v) for v in cfg.ablation_levels} else []
     return modes_of(cfg, [*cfg.eval_mode, *more])
 
 # %% ../nbs/08_eval.ipynb #c020
@@ -192,20 +210,22 @@ class Case:
     seed: int # corruption seed
     seen: object # the `Corrupted` image, text and question
     own: object = None # vector of the damaged picture, where an index is open
+    damage: str = "drawn" # what was damaged
 
 def damage(
     records, # `QARecord`s
+    what:str, # `drawn`, `image`, `text` or a family
     level:float, # corruption level
     seed:int, # corruption seed
     cfg:EvalConfig, # options of the run
 )->list[Case]: # one case per record
-    "Corrupt every record at one level and seed; each image is decoded once"
+    "Corrupt every record under one condition; each image is decoded once"
     from r3nb.corrupt import corrupt
-    images, out = {}, []
+    images, out, families = {}, [], None if what == "drawn" else what
     for r in records:
         if r.image_path not in images: images = {r.image_path: open_image(resolve_image(cfg.image_root, r.image_path))}
-        c = corrupt(r, images[r.image_path], level, seed, target=cfg.corrupt_text_target)
-        out.append(Case(r, level, seed, replace(c, pseudo_text="") if cfg.no_pseudo_text else c))
+        c = corrupt(r, images[r.image_path], level, seed, families, cfg.corrupt_text_target)
+        out.append(Case(r, level, seed, replace(c, pseudo_text="") if cfg.no_pseudo_text else c, damage=what))
     return out
 
 # %% ../nbs/08_eval.ipynb #c024
@@ -304,7 +324,11 @@ def answer(self:Readers,
 # %% ../nbs/08_eval.ipynb #c034
 def row_key(row:dict)->tuple:
     "What identifies a prediction"
-    return row["mode"], float(row["level"]), int(row["seed"]), row["sample_id"]
+    return row["mode"], *damage_key(row)
+
+def damage_key(row:dict)->tuple:
+    "What identifies a damaged sample; a row that names no damage is of the drawn one"
+    return row.get("damage", "drawn"), float(row["level"]), int(row["seed"]), row["sample_id"]
 
 def read_partial(
     path, # a file that may have been cut off by a kill
@@ -336,7 +360,7 @@ def make_row(
     r, conf = case.record, answer.confidence
     found = [e.brief() for channel in ("text", "image") for e in (evidence or {}).get(channel, ())]
     own = None if conf is None else {"vis": conf[0], "text": conf[1], "true_vis": float(case.seen.c_vis), "true_text": float(case.seen.c_text)}
-    return {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": r.dataset, "mode": mode.name, "level": case.level, "seed": case.seed,
+    return {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": r.dataset, "mode": mode.name, "damage": case.damage, "level": case.level, "seed": case.seed,
             "prompt_sha256": sha256_text(answer.prompt), "prediction": answer.text, "references": r.answers,
             "scores": score(r.dataset, answer.text, r.answers, r.meta.get("metric")) if any(map(str.strip, r.answers)) else {}, "text": case.seen.pseudo_text if mode.text else "", "evidence": found,
             "gates": answer.gates, "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}}
@@ -344,7 +368,7 @@ def make_row(
 META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning", "questionId", "metric") # columns kept for breakdowns, scoring and the test server
 
 # %% ../nbs/08_eval.ipynb #c040
-FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
+FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "damage", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
         "out_dir", "out_json", "rescore", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
@@ -393,6 +417,7 @@ def answer_block(
 @dataclass
 class Part:
     "One block of questions under one condition, and what is missing of it"
+    damage: str # what is damaged
     level: float # corruption level
     seed: int # corruption seed
     block: list # all records of the block
@@ -405,10 +430,10 @@ def parts_to_do(
 )->list[Part]: # parts with something missing
     "What is left to do of a sweep"
     out = []
-    for level, seed in conditions(cfg):
+    for what, level, seed in conditions(cfg):
         for block in blocks(records):
-            todo = [(m, {r.sample_id for r in block if (m.name, level, seed, r.sample_id) not in done}) for m in modes_at(cfg, level)]
-            if any(ids for _, ids in todo): out.append(Part(level, seed, block, [(m, ids) for m, ids in todo if ids]))
+            todo = [(m, {r.sample_id for r in block if (m.name, what, level, seed, r.sample_id) not in done}) for m in modes_at(cfg, level, what)]
+            if any(ids for _, ids in todo): out.append(Part(what, level, seed, block, [(m, ids) for m, ids in todo if ids]))
     return out
 
 # %% ../nbs/08_eval.ipynb #c046
@@ -420,8 +445,8 @@ def answer_part(
 ): # yields pairs of a file's name and rows for it
     "Damage and search a part once, and let every mode answer what is missing"
     from r3nb.corrupt import manifest_row
-    cases = damage(part.block, part.level, part.seed, cfg)
-    yield DAMAGE, [manifest_row(c.seen) for c in cases]
+    cases = damage(part.block, part.damage, part.level, part.seed, cfg)
+    yield DAMAGE, [{"damage": c.damage} | manifest_row(c.seen) for c in cases]
     evidence = find_evidence(index, cases, dict.fromkeys(m.evidence for m, _ in part.todo if m.evidence), cfg.top_k)
     for mode, ids in part.todo:
         keep = [i for i, c in enumerate(cases) if c.record.sample_id in ids]
@@ -473,13 +498,13 @@ def sweep(
     run_dir_fresh(out, run_key(cfg))
     (out/SUMMARY).unlink(missing_ok=True)
     done = {row_key(r) for r in read_partial(out/PARTIAL) + read_partial(out/"predictions.jsonl")}
-    plan = {(m.name, level, seed, r.sample_id) for level, seed in conditions(cfg) for m in modes_at(cfg, level) for r in records}
+    plan = {(m.name, what, level, seed, r.sample_id) for what, level, seed in conditions(cfg) for m in modes_at(cfg, level, what) for r in records}
     if plan - done:
         with progress(None, "evaluate", total=len(plan)) as bar:
             bar.update(len(plan & done))
             for name, rows in answers(cfg, parts_to_do(cfg, records, done), readers):
                 append_rows(out/name, rows)
-                if name == DAMAGE: bar.set_postfix_str(f"level {rows[0]['level']:g} seed {rows[0]['seed']}")
+                if name == DAMAGE: bar.set_postfix_str(f"{rows[0]['damage']} level {rows[0]['level']:g} seed {rows[0]['seed']}")
                 else: bar.update(len(rows))
     return finish(out, plan)
 
@@ -504,8 +529,6 @@ def finish(
         (out/part).unlink(missing_ok=True)
     return out/"predictions.jsonl"
 
-def damage_key(row:dict)->tuple: return float(row["level"]), int(row["seed"]), row["sample_id"]
-
 # %% ../nbs/08_eval.ipynb #c085
 def save_case(
     folder:Path, # where the pictures go
@@ -526,7 +549,7 @@ def save_gallery(
 )->list[dict]: # one entry per page and level
     "The first page of each dataset at every level"
     first = {r.dataset: r for r in reversed(records)}
-    return [save_case(folder, f"{ds}_{level:g}", damage([r], level, cfg.seeds[0], cfg)[0])
+    return [save_case(folder, f"{ds}_{level:g}", damage([r], "drawn", level, cfg.seeds[0], cfg)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
 # %% ../nbs/08_eval.ipynb #c086
@@ -539,11 +562,11 @@ def save_examples(
     folder.mkdir(exist_ok=True)
     by_id, out = {r.sample_id: r for r in eval_records(cfg)}, []
     picked = pick_cases(load_predictions(path), n)
-    wanted = {(p["sample_id"], p["level"], p["seed"]) for p in picked}
-    rows = [r for _, r in read_jsonl(path) if (r["sample_id"], r["level"], r["seed"]) in wanted]
+    wanted = {damage_key(p) for p in picked}
+    rows = [r for _, r in read_jsonl(path) if damage_key(r) in wanted]
     pages = page_paths(cfg)
     for i, p in enumerate(picked):
-        case = damage([by_id[p["sample_id"]]], p["level"], p["seed"], cfg)[0]
+        case = damage([by_id[p["sample_id"]]], "drawn", p["level"], p["seed"], cfg)[0]
         answers = {r["mode"]: r for r in rows if r["sample_id"] == p["sample_id"]}
         entry = p | save_case(folder, f"case{i}", case) | {"references": case.record.answers}
         entry["answers"] = {m: {"prediction": r["prediction"], "score": r["scores"]["score"]} for m, r in answers.items()}
