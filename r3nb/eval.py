@@ -6,9 +6,10 @@
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'VERSIONS', 'Mode', 'parse_mode',
            'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'check_damage', 'levels_of', 'conditions',
            'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers',
-           'row_key', 'damage_key', 'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length',
-           'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep', 'open_index', 'finish',
-           'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'settings_of', 'evaluate', 'main']
+           'settled', 'open_readers', 'row_key', 'damage_key', 'read_partial', 'append_rows', 'make_row', 'content_of',
+           'run_key', 'by_length', 'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep',
+           'open_index', 'finish', 'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'suffix_of',
+           'settings_of', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -26,6 +27,7 @@ from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summa
 from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_jsonl, write_manifest)
+from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named
 from .metrics import score, task_metric
 
 # %% ../nbs/08_eval.ipynb #c005
@@ -88,7 +90,7 @@ class SweepOptions:
 
 # %% ../nbs/08_eval.ipynb #c012
 @dataclass
-class EvalConfig(SweepOptions):
+class EvalConfig(SweepOptions, EndpointOptions):
     "Evaluate modes over corruption levels and seeds; predictions, scores and summary go to one folder"
     top_k: int = 3 # evidence pages per channel
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where r3 takes its confidence from
@@ -132,7 +134,8 @@ def check_config(
 )->list[Mode]: # its modes
     "Refuse a run that cannot succeed, before any long work"
     modes = modes_of(cfg)
-    need = {"model_name": True, "val_jsonl": True, "image_root": True, "index_dir": any(m.evidence for m in modes),
+    if cfg.endpoint: check_endpoint(cfg, modes)
+    need = {"model_name": not cfg.endpoint, "val_jsonl": True, "image_root": True, "index_dir": any(m.evidence for m in modes),
             "checkpoint_dir": any(m.model == "r3" for m in modes), "lora_checkpoint_dir": any(m.model == "lora" for m in modes)}
     for k, needed in need.items():
         if needed and not getattr(cfg, k): raise ConfigError(f"{k} is needed by eval_mode {','.join(m.name for m in modes)}; add --{k}")
@@ -321,6 +324,21 @@ def answer(self:Readers,
     gates, conf = (x if learned else [None] * len(cases) for x in (out.gates, out.confidence))
     return [Answer(t, m["prompt"], g, c) for t, m, g, c in zip(out.texts, batch["meta"], gates, conf, strict=True)]
 
+# %% ../nbs/08_eval.ipynb #c032b
+def settled(
+    cfg:EvalConfig, # options as given
+)->EvalConfig: # options that a run can go by
+    "Check the options, and ask an endpoint for the name of its model where none is given"
+    check_config(cfg)
+    return named(cfg) if cfg.endpoint else cfg
+
+def open_readers(
+    cfg:EvalConfig, # options of the run
+    index, # an `EvidenceIndex` or None
+): # an object with `answer(mode, cases, evidence)` or `stream(mode, cases, evidence)`
+    "Whoever answers: models in this process, or the one behind an endpoint"
+    return Endpoint(cfg, lambda mode: flags_of(mode, cfg)) if cfg.endpoint else Readers(cfg, index)
+
 # %% ../nbs/08_eval.ipynb #c034
 def row_key(row:dict)->tuple:
     "What identifies a prediction"
@@ -369,7 +387,7 @@ META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_typ
 
 # %% ../nbs/08_eval.ipynb #c040
 FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "damage", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
-        "out_dir", "out_json", "rescore", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
+        "out_dir", "out_json", "rescore", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
     "A hash of a file or folder; very large files count by name and size"
@@ -383,9 +401,9 @@ def run_key(
     cfg:EvalConfig, # options of the run
 )->str: # equal for runs whose rows may share a file
     "A fingerprint of everything that can change a row"
-    files = ("model_name", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "corrupt", "indices", "model", "metrics", "eval")]
-    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"}
+    files = ("model_name", "tokenizer", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "corrupt", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
+    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint)}
     return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
 
 # %% ../nbs/08_eval.ipynb #c042
@@ -407,6 +425,10 @@ def answer_block(
 ): # yields lists of finished rows
     "Answer a block in batches of like length"
     order = by_length(cases, found)
+    if hasattr(reader, "stream"):
+        for i, a in reader.stream(mode, [cases[j] for j in order], [found[j] for j in order] if found else None):
+            yield [make_row(cases[order[i]], mode, a, found[order[i]] if found else None) | {"finish": a.finish}]
+        return
     for i in range(0, len(order), batch_size):
         batch = [cases[j] for j in order[i:i + batch_size]]
         given = [found[j] for j in order[i:i + batch_size]] if found else None
@@ -481,8 +503,9 @@ def answers(
     "Answer parts one after the other here, or side by side in several processes"
     if readers is not None or cfg.workers == 1:
         index = open_index(cfg)
-        readers = readers or Readers(cfg, index)
+        readers = readers or open_readers(cfg, index)
         for part in todo: yield from answer_part(cfg, part, readers, index)
+        if hasattr(readers, "close"): readers.close()
         return
     with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
         for f in as_completed([pool.submit(_at_desk, p) for p in todo]): yield from f.result().items()
@@ -493,7 +516,7 @@ def sweep(
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models that the options name
 )->Path: # the finished predictions file
     "Answer every question under every condition with every mode; goes on where a killed run stopped"
-    check_config(cfg)
+    cfg = settled(cfg)
     out, records = Path(cfg.out_dir), eval_records(cfg)
     run_dir_fresh(out, run_key(cfg))
     (out/SUMMARY).unlink(missing_ok=True)
@@ -593,19 +616,24 @@ def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
 # %% ../nbs/08_eval.ipynb #c087a
 VERSIONS = ("r3nb", "torch", "transformers", "tokenizers", "peft", "numpy") # packages that can change an answer
 
+def suffix_of(
+    cfg:EvalConfig, # options of the run
+)->str|dict: # one suffix, or one for each checkpoint where they differ
+    "What stands behind every question: the option's suffix, or else that of the checkpoints"
+    folders = {k: getattr(cfg, k) for k in ("checkpoint_dir", "lora_checkpoint_dir") if getattr(cfg, k)}
+    found = {k: cfg.prompt_suffix or read_json(Path(f)/"r3_config.json")["config"].get("suffix", "") for k, f in folders.items()}
+    return found if len(set(found.values())) > 1 else next(iter(found.values()), cfg.prompt_suffix)
+
 def settings_of(
     cfg:EvalConfig, # options of the run
 )->dict: # what is recorded with every score
     "The prompt's suffix, how answers are generated, and by which models and versions"
-    path = Path(cfg.checkpoint_dir or cfg.lora_checkpoint_dir)/"r3_config.json"
-    trained = read_json(path)["config"] if cfg.checkpoint_dir or cfg.lora_checkpoint_dir else {}
-    files = {k: getattr(cfg, k) for k in ("model_name", "checkpoint_dir", "lora_checkpoint_dir", "index_dir")}
-    return {"prompt_suffix": cfg.prompt_suffix or trained.get("suffix", ""), "max_new_tokens": cfg.max_new_tokens, "decoding": "greedy", "dtype": cfg.dtype,
-            "batch_size_matters": False, "top_k": cfg.top_k, "confidence": cfg.confidence, "no_pseudo_text": cfg.no_pseudo_text,
-            "corrupt_text_target": cfg.corrupt_text_target, "max_eval_samples": cfg.max_eval_samples, "sample_seed": cfg.sample_seed,
-            "model": Path(cfg.model_name).name if Path(cfg.model_name).exists() else cfg.model_name,
-            "sha256": {k: content_of(v) for k, v in files.items() if v and Path(v).exists()},
-            "versions": {p: importlib.metadata.version(p) for p in VERSIONS}}
+    files = ("model_name", "tokenizer", "checkpoint_dir", "lora_checkpoint_dir", "index_dir", "val_jsonl")
+    aside = {*FREE, *files, "image_root", "endpoint", "frozen"} # what changes no answer, and places
+    hashes = {k: content_of(v) for k in files if (v := getattr(cfg, k)) and Path(v).exists()}
+    installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in VERSIONS}
+    return {k: v for k, v in asdict(cfg).items() if k not in aside} | {"prompt_suffix": suffix_of(cfg), "decoding": "greedy", "depends_on_batch_size": False,
+            "model": Path(cfg.model_name).name, "served": bool(cfg.endpoint), "content": hashes, "versions": dict(sorted(installed.items()))}
 
 # %% ../nbs/08_eval.ipynb #c088
 def evaluate(
@@ -613,10 +641,12 @@ def evaluate(
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
 )->dict: # the summary
     "Sweep, then write summary, examples and manifest beside the predictions"
+    cfg = settled(cfg)
     out = Path(cfg.out_dir)
     if cfg.threads: _torch_threads(cfg.threads)
     path = sweep(cfg, readers)
     summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "corruption_sha256": sha256_file(out/"corruption.jsonl")}
+    if cfg.endpoint: summary["endpoint"] = endpoint_report(out)
     save_examples(cfg)
     write_json(out/SUMMARY, summary)
     if cfg.out_json: write_json(cfg.out_json, summary)
