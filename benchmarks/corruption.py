@@ -59,7 +59,8 @@ def call(family, shape, s, r):
     if family == "gaussian_blur": return lambda a, sigma=(0.45 + 2.7 * s) * unit: cv2.GaussianBlur(a, (0, 0), sigma, hint=cv2.ALGO_HINT_ACCURATE)
     if family == "motion_blur":
         n = 1 + 2 * max(1, round((0.9 + 5 * s) * unit))
-        return lambda a, box=(n, 1) if r.random() < 0.5 else (1, n): cv2.blur(a, box)
+        box = (n, 1) if r.random() < 0.5 else (1, n)
+        return lambda a: cv2.blur(a, box)
     if family == "downsample":
         f = 1.3 + 4.2 * s * unit
         small = max(1, round(w / f)), max(1, round(h / f))
@@ -72,8 +73,8 @@ def call(family, shape, s, r):
     if family == "colour_jitter":
         turn, shift = 0.8 * math.pi * s * r.uniform(0.5, 1) * r.choice([-1, 1]), 70 * s * r.choice([-1, 1])
         c, k, q, contrast = math.cos(turn), (1 - math.cos(turn)) / 3, math.sin(turn) / math.sqrt(3), max(0.04, 1 - 1.05 * s)
-        m = np.hstack([contrast * np.array([[c + k, k - q, k + q], [k + q, c + k, k - q], [k - q, k + q, c + k]]), np.full((3, 1), 128 * (1 - contrast) + shift)])
-        return lambda a, m=m.astype(np.float32): cv2.transform(a, m)
+        m = np.hstack([contrast * np.array([[c + k, k - q, k + q], [k + q, c + k, k - q], [k - q, k + q, c + k]]), np.full((3, 1), 128 * (1 - contrast) + shift)]).astype(np.float32)
+        return lambda a: cv2.transform(a, m)
     if family == "occlusion":
         n, boxes = 3 + int(r.integers(3)), []
         for cy, cx, aspect in zip(r.uniform(.1, .9, n), r.uniform(.1, .9, n), r.uniform(.5, 2, n), strict=True):
