@@ -534,6 +534,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.eval.save_gallery': ('eval.html#save_gallery', 'r3nb/eval.py'),
                            'r3nb.eval.settings_of': ('eval.html#settings_of', 'r3nb/eval.py'),
                            'r3nb.eval.settled': ('eval.html#settled', 'r3nb/eval.py'),
+                           'r3nb.eval.suffix_of': ('eval.html#suffix_of', 'r3nb/eval.py'),
                            'r3nb.eval.sweep': ('eval.html#sweep', 'r3nb/eval.py'),
                            'r3nb.eval.team': ('eval.html#team', 'r3nb/eval.py')},
             'r3nb.figures': { 'r3nb.figures.Claim': ('figures.html#claim', 'r3nb/figures.py'),

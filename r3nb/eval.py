@@ -9,7 +9,8 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BLOCK', 'META', 'FR
            'flags_of', 'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key', 'damage_key',
            'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'rows_of', 'Part', 'Plan',
            'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index', 'row_files', 'finish',
-           'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'settings_of', 'evaluate', 'main']
+           'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'suffix_of', 'settings_of',
+           'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -728,19 +729,24 @@ def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
 # %% ../nbs/08_eval.ipynb #c087a
 VERSIONS = ("r3nb", "torch", "transformers", "tokenizers", "peft", "numpy") # packages that can change an answer
 
+def suffix_of(
+    cfg:EvalConfig, # options of the run
+)->str|dict: # one suffix, or one for each checkpoint where they differ
+    "What stands behind every question: the option's suffix, or else that of the checkpoints"
+    folders = {k: getattr(cfg, k) for k in ("checkpoint_dir", "lora_checkpoint_dir") if getattr(cfg, k)}
+    found = {k: cfg.prompt_suffix or read_json(Path(f)/"r3_config.json")["config"].get("suffix", "") for k, f in folders.items()}
+    return found if len(set(found.values())) > 1 else next(iter(found.values()), cfg.prompt_suffix)
+
 def settings_of(
     cfg:EvalConfig, # options of the run
 )->dict: # what is recorded with every score
     "The prompt's suffix, how answers are generated, and by which models and versions"
-    path = Path(cfg.checkpoint_dir or cfg.lora_checkpoint_dir)/"r3_config.json"
-    trained = read_json(path)["config"] if cfg.checkpoint_dir or cfg.lora_checkpoint_dir else {}
-    files = {k: getattr(cfg, k) for k in ("model_name", "checkpoint_dir", "lora_checkpoint_dir", "index_dir")}
-    return {"prompt_suffix": cfg.prompt_suffix or trained.get("suffix", ""), "max_new_tokens": cfg.max_new_tokens, "decoding": "greedy", "dtype": cfg.dtype,
-            "batch_size_matters": False, "top_k": cfg.top_k, "confidence": cfg.confidence, "no_pseudo_text": cfg.no_pseudo_text,
-            "corrupt_text_target": cfg.corrupt_text_target, "max_eval_samples": cfg.max_eval_samples, "sample_seed": cfg.sample_seed,
-            "model": Path(cfg.model_name).name if Path(cfg.model_name).exists() else cfg.model_name,
-            "sha256": {k: content_of(v) for k, v in files.items() if v and Path(v).exists()},
-            "versions": {p: importlib.metadata.version(p) for p in VERSIONS}}
+    files = ("model_name", "tokenizer", "checkpoint_dir", "lora_checkpoint_dir", "index_dir", "val_jsonl")
+    aside = {*FREE, *files, "image_root", "endpoint", "frozen"} # what changes no answer, and places
+    hashes = {k: content_of(v) for k in files if (v := getattr(cfg, k)) and Path(v).exists()}
+    installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in VERSIONS}
+    return {k: v for k, v in asdict(cfg).items() if k not in aside} | {"prompt_suffix": suffix_of(cfg), "decoding": "greedy", "depends_on_batch_size": False,
+            "model": Path(cfg.model_name).name, "served": bool(cfg.endpoint), "content": hashes, "versions": dict(sorted(installed.items()))}
 
 # %% ../nbs/08_eval.ipynb #c088
 def evaluate(

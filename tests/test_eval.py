@@ -113,13 +113,15 @@ def test_pooled_numbers_are_those_of_the_drawn_damage(world, tmp_path):
     plain = summarise(sweep(config(world, tmp_path/"a"), Parrot()), 50)
     path = sweep(config(world, tmp_path/"b", damage=["image", "drawn", "truncation"]), Parrot())
     more = summarise(path, 50)
-    about_damage = ("predictions_sha256", "n_predictions", "damages", "by_damage", "robustness_by_damage")
-    assert {k: v for k, v in plain.items() if k not in about_damage} == {k: v for k, v in more.items() if k not in about_damage}
+    for k in set(plain) - {"predictions_sha256", "n_predictions", "damages", "by_damage", "robustness_by_damage"}: assert plain[k] == more[k], k
+    assert (plain["damages"], plain["by_damage"], more["damages"]) == (["drawn"], [], ["drawn", "image", "truncation"])
     rows = [r for _, r in read_jsonl(path)]
     write_jsonl(tmp_path/"old.jsonl", [{k: v for k, v in r.items() if k != "damage"} for r in rows if r["damage"] == "drawn"])
     assert summarise(tmp_path/"old.jsonl", 50)["scores"] == plain["scores"]
-    assert len(ev.load_predictions(path, None)) == len(rows) and set(ev.load_predictions(path, "image").damage) == {"image"}
-    with pytest.raises(DataError, match="did you mean 'truncation'"): ev.load_predictions(path, "truncatoin")
+    curve = [r for r in more["by_damage"] if r["damage"] == "image" and r["dataset"] == "all"]
+    assert [r for r in curve if r["level"] == 0] == [{"damage": "image"} | r for r in plain["scores"] if r["dataset"] == "all" and r["level"] == 0]
+    mean = np.mean([r["scores"]["score"] for r in rows if r["damage"] == "image" and r["mode"] == "base"])
+    assert next(r for r in curve if r["level"] == .5 and r["mode"] == "base")["estimate"] == pytest.approx(mean)
 
 
 def test_a_damage_added_later_joins(world, tmp_path):
@@ -237,6 +239,52 @@ def test_rescore_repairs_scores(world, tmp_path):
     write_jsonl(path, [r | {"scores": {"score": 1.0}} for _, r in read_jsonl(path)])
     rescore(path, 50)
     assert path.read_bytes() == good
+
+
+def unanswered(world, path, **meta):
+    "The records of the world without their answers, as InfographicVQA's test split comes"
+    rows = [r | {"dataset": "infovqa", "split": "test", "answer": "", "answers": [], "meta": {"questionId": str(100 + i)} | meta} for i, (_, r) in enumerate(read_jsonl(world/"val.jsonl"))]
+    return str(write_jsonl(path, rows))
+
+
+def test_questions_without_answers_only_where_asked_for(world, tmp_path):
+    test = unanswered(world, tmp_path/"test.jsonl")
+    with pytest.raises(DataError, match="no answers"): sweep(replace(config(world, tmp_path/"out"), val_jsonl=test), Parrot())
+    with pytest.raises(DataError, match="8 of 8 records have answers"): sweep(config(world, tmp_path/"out", no_answers=True), Parrot())
+    assert not (tmp_path/"out/predictions.jsonl").exists()
+
+
+def test_answers_for_the_test_server(world, tmp_path):
+    from r3nb.compare import SubmissionConfig, submission
+    cfg = replace(config(world, tmp_path/"out", no_answers=True, eval_mode=["base"], clean_only=True), val_jsonl=unanswered(world, tmp_path/"test.jsonl"))
+    class Sure(Parrot):
+        def answer(self, mode, cases, evidence): return [Answer(f"it is {c.record.sample_id}", c.seen.question) for c in cases]
+    summary = evaluate(cfg, Sure())
+    rows = [r for _, r in read_jsonl(tmp_path/"out/predictions.jsonl")]
+    assert summary["answered"] is False and summary["scores"] == [] and len(rows) == 8 and all(r["scores"] == {} for r in rows)
+    assert json.loads((tmp_path/"out/examples/examples.json").read_text())["cases"] == []
+    entries = submission(SubmissionConfig(str(tmp_path/"out/predictions.jsonl"), out=str(tmp_path/"send.json")))
+    assert entries == json.loads((tmp_path/"send.json").read_text()) and {e["questionId"]: e["answer"] for e in entries} == {int(r["meta"]["questionId"]): r["prediction"] for r in rows}
+    assert [e["questionId"] for e in entries] == list(range(100, 108)) and all(list(e) == ["questionId", "answer"] for e in entries)
+
+
+def test_settings_stand_beside_every_score(world, tmp_path):
+    said = evaluate(config(world, tmp_path/"out", prompt_suffix=" One word.", max_new_tokens=5), Parrot())["settings"]
+    assert (said["prompt_suffix"], said["max_new_tokens"], said["dtype"], said["decoding"], said["depends_on_batch_size"]) == (" One word.", 5, "float32", "greedy", False)
+    assert said["versions"]["torch"] and said["content"]["val_jsonl"] and not {"out_dir", "batch_size", "val_jsonl", "image_root"} & set(said)
+    assert str(tmp_path) not in json.dumps(said) and str(world) not in json.dumps(said)
+    rescore(tmp_path/"out/predictions.jsonl", 50)
+    assert json.loads((tmp_path/"out/summary.json").read_text())["settings"] == said
+
+
+def test_the_suffix_on_record_is_the_one_in_the_prompt(world, tmp_path):
+    "A checkpoint brings its own suffix, unless the option names another; two checkpoints may differ"
+    for name, suffix in (("r3", " Briefly."), ("lora", " Shortly.")):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/"r3_config.json").write_text(json.dumps({"config": {"suffix": suffix}}))
+    cfg = config(world, tmp_path/"out", checkpoint_dir=str(tmp_path/"r3"))
+    assert ev.suffix_of(cfg) == " Briefly." and ev.suffix_of(replace(cfg, prompt_suffix="!")) == "!"
+    assert ev.suffix_of(replace(cfg, lora_checkpoint_dir=str(tmp_path/"lora"))) == {"checkpoint_dir": " Briefly.", "lora_checkpoint_dir": " Shortly."}
 
 
 def test_command_line(world, tmp_path):
