@@ -822,6 +822,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.model.channel_weights': ('model.html#channel_weights', 'r3nb/model.py'),
                             'r3nb.model.check_backbone': ('model.html#check_backbone', 'r3nb/model.py'),
                             'r3nb.model.check_inputs': ('model.html#check_inputs', 'r3nb/model.py'),
+                            'r3nb.model.compare_logits': ('model.html#compare_logits', 'r3nb/model.py'),
                             'r3nb.model.encode_turns': ('model.html#encode_turns', 'r3nb/model.py'),
                             'r3nb.model.fit_picture': ('model.html#fit_picture', 'r3nb/model.py'),
                             'r3nb.model.gate_target': ('model.html#gate_target', 'r3nb/model.py'),
