@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from r3nb import eval as ev
+from r3nb.compare import ORDER, rescore, summarise
 from r3nb.core import CheckpointError, ConfigError, DataError, read_jsonl, rng, write_jsonl
-from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, rescore, summarise, sweep
+from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, sweep
 
 MAIN = ["base", "base+text"]
 
@@ -58,6 +59,9 @@ def test_ablation_names_are_flags_of_the_model():
     for m in ("base", "base+text", "lora", "rag", "r3", *(f"r3-{a}" for a in ev.ABLATIONS)): replace(R3Config(), **ev.flags_of(parse_mode(m), EvalConfig()))
 
 
+def test_tables_know_the_main_modes(): assert tuple(ev.MODES) == ORDER
+
+
 def test_disable_flags_name_the_mode():
     cfg = EvalConfig(eval_mode=["base", "r3", "r3-gate"], disable_gate=True, disable_prefix=True)
     assert [m.name for m in ev.modes_of(cfg)] == ["base", "r3-prefix-gate", "r3-gate-prefix"]
@@ -67,7 +71,9 @@ def test_disable_flags_name_the_mode():
     ({"eval_mode": []}, ConfigError, "empty"), ({"corruption_levels": [2]}, ConfigError, "outside"), ({"seeds": []}, ConfigError, "seeds"),
     ({"batch_size": 0}, ConfigError, "batch_size is 0"), ({"workers": 0}, ConfigError, "workers is 0"), ({"eval_mode": ["rag"]}, ConfigError, "--index_dir"), ({"eval_mode": ["lora"]}, ConfigError, "--lora_checkpoint_dir"),
     ({"eval_mode": ["lora"], "lora_checkpoint_dir": "gone"}, CheckpointError, "gone"), ({"val_jsonl": "gone.jsonl"}, DataError, "gone.jsonl"),
-    ({"dataset_prefixes": ["chart", "screne"]}, ConfigError, "screenqa")])
+    ({"dataset_prefixes": ["chart", "screne"]}, ConfigError, "screenqa"), ({"damage": []}, ConfigError, "damage is empty"),
+    ({"damage": ["motion_blurr"]}, ConfigError, "did you mean 'motion_blur'"), ({"damage": ["image"], "corruption_levels": [.5]}, ConfigError, "level 0"),
+    ({"damage": ["drawn", "truncation"], "corrupt_text_target": "none"}, ConfigError, "'truncation' changes nothing")])
 def test_refused_before_any_work(world, tmp_path, change, error, words):
     cfg = replace(config(world, tmp_path/"out"), **change)
     with pytest.raises(error, match=words): sweep(cfg, Parrot())
@@ -83,6 +89,49 @@ def test_every_mode_sees_the_same_damage(world, tmp_path):
     assert clean != bad and by_mode["base"][.5, 1, "demo_train_0"] != bad
     manifest = [r for _, r in read_jsonl(tmp_path/"out/corruption.jsonl")]
     assert len(manifest) == 8 * 3 and {"families", "image_sha256", "text_sha256"} <= set(manifest[0])
+
+
+def test_damages_share_the_clean_page_and_touch_what_they_name(world, tmp_path):
+    bird, out = Parrot(), tmp_path/"out"
+    path = sweep(config(world, out, eval_mode=["base+text"], damage=["drawn", "image", "text", "gaussian_blur"]), bird)
+    rows = [r for _, r in read_jsonl(out/"corruption.jsonl")]
+    assert len(rows) == 8 * (1 + 4 * 2) and len(bird.seen) == len(rows) and {r["damage"] for r in rows if r["level"] == 0} == {"drawn"}
+    at = {ev.damage_key(r): r for r in rows}
+    for (what, level, seed, name), r in at.items():
+        clean, drawn = at["drawn", 0.0, 0, name], at["drawn", level, seed, name]
+        same = lambda key, other, r=r: r[key] == other[key]
+        if level: assert same("image_sha256", clean) == (what == "text") and same("text_sha256", clean) == (what in ("image", "gaussian_blur"))
+        if what in ("drawn", "image"): assert same("image_sha256", drawn)
+        if what in ("drawn", "text"): assert same("text_sha256", drawn)
+        if what == "gaussian_blur": assert r["families"] == ["gaussian_blur"]
+    predictions = [r for _, r in read_jsonl(path)]
+    assert {ev.damage_key(r) for r in predictions} == set(at)
+
+
+def test_pooled_numbers_are_those_of_the_drawn_damage(world, tmp_path):
+    "More damages change no pooled table, and a file of before that names no damage gives the same ones"
+    plain = summarise(sweep(config(world, tmp_path/"a"), Parrot()), 50)
+    path = sweep(config(world, tmp_path/"b", damage=["image", "drawn", "truncation"]), Parrot())
+    more = summarise(path, 50)
+    assert {k: v for k, v in plain.items() if k != "predictions_sha256"} == {k: v for k, v in more.items() if k != "predictions_sha256"}
+    rows = [r for _, r in read_jsonl(path)]
+    write_jsonl(tmp_path/"old.jsonl", [{k: v for k, v in r.items() if k != "damage"} for r in rows if r["damage"] == "drawn"])
+    assert summarise(tmp_path/"old.jsonl", 50)["scores"] == plain["scores"]
+    assert len(ev.load_predictions(path, None)) == len(rows) and set(ev.load_predictions(path, "image").damage) == {"image"}
+    with pytest.raises(DataError, match="did you mean 'truncation'"): ev.load_predictions(path, "truncatoin")
+
+
+def test_a_damage_added_later_joins(world, tmp_path):
+    sweep(config(world, tmp_path/"out"), Parrot())
+    bird = Parrot()
+    path = sweep(config(world, tmp_path/"out", damage=["drawn", "text"]), bird)
+    assert len(bird.seen) == 8 * 2 * 2 and {s[1] for s in bird.seen} == {.5}
+    assert path.read_bytes() == sweep(config(world, tmp_path/"fresh", damage=["drawn", "text"]), Parrot()).read_bytes()
+
+
+def test_ablations_keep_to_the_drawn_damage(world, tmp_path):
+    cfg = EvalConfig(eval_mode=["base"], ablation_mode=["base+text"], ablation_levels=[.6], damage=["drawn", "jpeg"])
+    assert [len(ev.modes_at(cfg, .6, d)) for d in ("drawn", "jpeg")] == [2, 1]
 
 
 def test_no_pseudo_text_hides_it_from_everybody(world, tmp_path):
@@ -187,38 +236,6 @@ def test_rescore_repairs_scores(world, tmp_path):
     write_jsonl(path, [r | {"scores": {"score": 1.0}} for _, r in read_jsonl(path)])
     rescore(path, 50)
     assert path.read_bytes() == good
-
-
-def test_unpaired_modes_are_refused(world, tmp_path):
-    path = sweep(config(world, tmp_path/"out"), Parrot())
-    rows = [r for _, r in read_jsonl(path)]
-    write_jsonl(path, rows[:-1])
-    with pytest.raises(DataError, match="pair"): summarise(path, 50)
-
-
-def test_a_row_without_a_field_is_named(tmp_path):
-    (tmp_path/"p.jsonl").write_text('{"sample_id": "a"}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl:1"): summarise(tmp_path/"p.jsonl")
-
-
-def test_interval_resamples_pages(tmp_path):
-    "Copies of a question on the same page must not make the interval narrower"
-    import pandas as pd
-    g = np.random.default_rng(0)
-    right = g.integers(0, 2, 40).astype(float)
-    frame = lambda copies: pd.DataFrame([{"dataset": "d", "image_id": i, "sample_id": f"{i}.{j}", "level": 0.0, "seed": 0, "score": v} for i, v in enumerate(right) for j in range(copies)])
-    one, many = ev.interval(frame(1)), ev.interval(frame(10))
-    assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
-
-
-def test_ablations_are_compared_at_the_levels_that_all_share():
-    "A control that ran everywhere and an ablation that ran at one level stand side by side at that level"
-    import pandas as pd
-    score = {"r3": 1., "r3+shuffled": .5, "r3-gate": .75}
-    rows = [{"dataset": "d", "image_id": str(i), "sample_id": str(i), "mode": m, "level": v, "seed": 0, "score": s if v == .6 else 0.}
-            for m, s in score.items() for v in (0., .2, .6) for i in range(12) if m != "r3-gate" or v == .6]
-    table = {r["mode"]: r for r in ev.ablation_table(pd.DataFrame(rows), n=50)}
-    assert {m: (r["levels"], r["estimate"]) for m, r in table.items()} == {"r3+shuffled": ([.6], .5), "r3-gate": ([.6], .25)}
 
 
 def test_command_line(world, tmp_path):

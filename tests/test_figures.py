@@ -10,7 +10,7 @@ from PIL import Image
 
 from r3nb import figures as fg
 from r3nb.core import ConfigError, DataError, read_json, rng, write_json, write_jsonl
-from r3nb.eval import summarise
+from r3nb.compare import summarise
 from r3nb.figures import Claim, ReportConfig, claims, write_report
 from r3nb.metrics import score
 
