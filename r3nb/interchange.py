@@ -248,7 +248,7 @@ def write_part(
     out:Path, # the folder that is being filled
     part:tuple, # from `clean_parts` or `frozen_parts`
     prompts:Callable, # `plain_prompts` or the like
-)->dict: # task: its group, headline metric and number of questions
+)->dict: # task: its group, the group over that, headline metric and number of questions
     "Write the data and the task files of one part"
     dataset, condition, n, questions = part
     if not re.fullmatch(NAME, dataset): raise DataError(f"dataset {dataset!r} cannot be part of a task's name; use letters, digits, '_', '-' and '.'")
@@ -262,7 +262,8 @@ def write_part(
     for mode in cfg.modes:
         name = task_name(cfg, dataset, condition, mode)
         write_yaml(folder/f"{name}.yaml", task_file(cfg, name, mode, data, values))
-        done[name] = {"group": task_name(cfg, *([dataset, "frozen"] if condition else []), mode), "metric": SCORES[values["metric"][0]][1][0], "n": n}
+        group, top = (task_name(cfg, dataset, values["damage"][0], mode), task_name(cfg, "frozen", mode)) if condition else (task_name(cfg, mode), "")
+        done[name] = {"group": group, "top": top, "metric": SCORES[values["metric"][0]][1][0], "n": n}
     return done
 
 def write_groups(
@@ -270,15 +271,14 @@ def write_groups(
     out:Path, # the folder that is being filled
     tasks:dict, # from `write_part`
 )->None:
-    "Group the tasks: clean ones of a mode together, frozen ones by dataset and then together"
+    "Group the tasks: clean ones of a mode together; frozen ones by dataset and damage, and then together"
     groups, tops = {}, {}
-    for name, t in tasks.items(): groups.setdefault(t["group"], []).append(name)
-    for group, names in groups.items():
-        mean = {"metric": tasks[names[0]]["metric"], "aggregation": "mean", "weight_by_size": True}
-        frozen = "_frozen" in group
-        write_yaml(out/f"{group}.yaml", {"group": group, "task": names} | ({"aggregate_metric_list": [mean]} if frozen else {}))
-        if frozen: tops.setdefault(task_name(cfg, "frozen", "base+text" if group.endswith("_text") else ""), []).append(group)
-    for top, names in tops.items(): write_yaml(out/f"{top}.yaml", {"group": top, "task": names})
+    for name, t in tasks.items():
+        groups.setdefault(t["group"], []).append(name)
+        if t["top"]: tops.setdefault(t["top"], {})[t["group"]] = t["metric"]
+    means = {g: {"metric": m, "aggregation": "mean", "weight_by_size": True} for top in tops.values() for g, m in top.items()}
+    for g, names in groups.items(): write_yaml(out/f"{g}.yaml", {"group": g, "task": names} | ({"aggregate_metric_list": [means[g]]} if g in means else {}))
+    for top, names in tops.items(): write_yaml(out/f"{top}.yaml", {"group": top, "task": list(names)})
     twice = (groups.keys() | tops.keys()) & tasks.keys()
     if twice: raise DataError(f"{', '.join(sorted(twice))}: a task and a group of that name; rename the dataset that ends in text or frozen")
 

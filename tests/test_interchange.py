@@ -161,16 +161,17 @@ def frozen_set(d, levels=(0.2, 0.6), seeds=(0, 1), drop=()):
 
 def test_frozen_conditions_become_tasks(tmp_path):
     tasks = write_tasks(TasksConfig(frozen=str(frozen_set(tmp_path)), out=str(tmp_path/"out"), text=True, name="cold"))
-    assert len(tasks) == 2*4*4 and tasks["cold_chartqa_gaussian_blur_l0.2_s1_text"] == {"group": "cold_chartqa_frozen_text", "metric": "relaxed_overall", "n": 1}
+    assert len(tasks) == 2*4*4
+    assert tasks["cold_chartqa_gaussian_blur_l0.2_s1_text"] == {"group": "cold_chartqa_gaussian_blur_text", "top": "cold_frozen_text", "metric": "relaxed_overall", "n": 1}
     task, docs = task_docs(tmp_path/"out/cold_chartqa/cold_chartqa_drawn_l0.6_s1_text.yaml", tmp_path/"cache")
     assert (docs[0]["prompt_text"], docs[0]["level"], docs[0]["seed"], docs[0]["damage"]) == ("Text: page 0.6 1\nQuestion: what 2?", 0.6, 1, "drawn")
     assert docs[0]["image"].getpixel((0, 0)) == (59, 120, 20) and docs[0]["kind"] == "augmented"
     assert task["metadata"] == {"version": 1.0, "mode": "base+text", "dataset": "chartqa", "damage": "drawn", "level": 0.6, "seed": 1}
     assert [m["metric"] for m in task["metric_list"]] == ["relaxed_overall", "relaxed_augmented_split"]
     groups = {g["group"]: g for g in map(read_yaml, (tmp_path/"out").glob("*.yaml"))}
-    assert set(groups["cold_frozen"]["task"]) == {"cold_chartqa_frozen", "cold_infovqa_frozen", "cold_screenqa_frozen"}
+    assert set(groups["cold_frozen"]["task"]) == {"cold_chartqa_gaussian_blur", "cold_chartqa_drawn", "cold_infovqa_drawn", "cold_screenqa_drawn"}
     assert sorted(t for g in groups.values() for t in g["task"] if t in tasks) == sorted(tasks)
-    assert groups["cold_infovqa_frozen"]["aggregate_metric_list"] == [{"metric": "anls", "aggregation": "mean", "weight_by_size": True}]
+    assert groups["cold_infovqa_drawn"]["aggregate_metric_list"] == [{"metric": "anls", "aggregation": "mean", "weight_by_size": True}]
     assert len({n for g in groups.values() for n in [g["group"]]} & set(tasks)) == 0
 
 
