@@ -959,7 +959,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.study._name': ('study.html#_name', 'r3nb/study.py'),
                             'r3nb.study._plain': ('study.html#_plain', 'r3nb/study.py'),
                             'r3nb.study._value': ('study.html#_value', 'r3nb/study.py'),
-                            'r3nb.study.across': ('study.html#across', 'r3nb/study.py'),
+                            'r3nb.study.after_all': ('study.html#after_all', 'r3nb/study.py'),
                             'r3nb.study.attempt': ('study.html#attempt', 'r3nb/study.py'),
                             'r3nb.study.clock': ('study.html#clock', 'r3nb/study.py'),
                             'r3nb.study.closing': ('study.html#closing', 'r3nb/study.py'),
