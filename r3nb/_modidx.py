@@ -734,6 +734,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.model.gate_target': ('model.html#gate_target', 'r3nb/model.py'),
                             'r3nb.model.grown_value': ('model.html#grown_value', 'r3nb/model.py'),
                             'r3nb.model.image_signals': ('model.html#image_signals', 'r3nb/model.py'),
+                            'r3nb.model.keeps_mask': ('model.html#keeps_mask', 'r3nb/model.py'),
                             'r3nb.model.language_layers': ('model.html#language_layers', 'r3nb/model.py'),
                             'r3nb.model.lora_pattern': ('model.html#lora_pattern', 'r3nb/model.py'),
                             'r3nb.model.make_examples': ('model.html#make_examples', 'r3nb/model.py'),

@@ -11,7 +11,7 @@ __all__ = ['LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'GATE_FLOOR', 'RATIOS', 
            'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'fit_picture', 'widest_ratio', 'read_manner',
            'R3Collator', 'signals', 'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders',
            'neutral_id', 'R3Model', 'language_layers', 'lora_pattern', 'add_lora', 'open_backbone', 'R3Output',
-           'Generated', 'to_device', 'check_inputs', 'narrow_shapes', 'compare_logits', 'check_backbone']
+           'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits', 'check_backbone']
 
 # %% ../nbs/05_model.ipynb #c003
 import hashlib
@@ -748,7 +748,7 @@ class R3Model(nn.Module):
         self.processor, self.r3, self.source = processor, config, source
         self.placeholder_ids = add_placeholders(backbone, processor.tokenizer)
         processor.manner = read_manner(processor, backbone)
-        self.config = backbone.config
+        self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
         embedding = backbone.get_input_embeddings()
         look = lambda *ids: embedding(torch.tensor(ids, device=embedding.weight.device)).detach().float() # as the hook sees it: Gemma scales its rows
@@ -912,7 +912,8 @@ def ready(self: R3Model, inputs: dict)->dict:
     base, rest = self.base, {k: v for k, v in inputs.items() if k != "input_ids"}
     if "position_ids" in inspect.signature(base.forward).parameters:
         rest["position_ids"] = base._prepare_position_ids_for_generation(inputs["input_ids"], rest)
-    return base.prepare_inputs_for_generation(inputs["input_ids"], use_cache=False, is_first_iteration=True, **rest) | {"use_cache": False}
+    out = base.prepare_inputs_for_generation(inputs["input_ids"], use_cache=False, is_first_iteration=True, **rest)
+    return {k: v for k, v in out.items() if k != "logits_to_keep"} | {"use_cache": False}
 
 @patch
 def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
@@ -921,8 +922,8 @@ def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
     with self.role(role) as modules:
         inputs, rows, seen = self.run_modules(batch, modules)
         keep = None if labels is None else F.pad(labels[:, 1:] != -100, (0, 1))
-        slim = keep is not None and "logits_to_keep" in inspect.signature(self.base.forward).parameters
-        with self.soft.use(rows): logits = self.base(**self.ready(inputs), **({"logits_to_keep": keep} if slim else {})).logits
+        slim = keep is not None and self.slim
+        with self.soft.use(rows): logits = self.base(**self.ready(inputs) | ({"logits_to_keep": keep} if slim else {})).logits
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
@@ -1004,6 +1005,15 @@ def check_steps(self: R3Model, inputs: dict, rows: tuple, collator: R3Collator, 
     return (torch.stack(out.logits, 1).float() - forced).abs().max().item()
 
 @torch.no_grad()
+def keeps_mask(model: R3Model, inputs: dict)->bool:
+    "Does the backbone compute logits at the positions of a mask, and the right ones?"
+    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool).index_fill(1, torch.tensor([-4, -2], device=model.device) % inputs["input_ids"].shape[1], True)
+    want = model.check_logits(inputs)[mask]
+    try: got = model.base(**model.ready(inputs) | {"logits_to_keep": mask}).logits
+    except REFUSALS: return False
+    return got.shape == want.shape and torch.allclose(got.float(), want, atol=1e-3 * want.abs().max().item())
+
+@torch.no_grad()
 def narrow_shapes(model: R3Model)->None:
     "Try thin and small pictures on a model; its manner keeps to the shapes that pass."
     collator, manner = R3Collator(model.processor, model.r3), model.processor.manner
@@ -1034,7 +1044,7 @@ def compare_logits(model: R3Model)->tuple[dict, float]: # test -> the largest di
     size = plain[real].abs().max().item() * (1e-4 if embedding.weight.dtype == torch.float32 else .05)
     return {"own rows": (plain - model.check_logits(inputs, own))[real].abs().max().item(), "other rows": last(plain, other),
             "other picture": last(plain, model.check_logits(make(prompts, inverted))), "in a batch": (other[real] - torch.cat(alone)).abs().max().item(),
-            "step by step": model.check_steps(inputs, soft, collator)}, size
+            "step by step": model.check_steps(inputs, soft, collator), "logits at a mask": float(model.slim and keeps_mask(model, inputs))}, size
 
 def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest difference of logits
     "Try the tests of soft tokens on a model; one that does not hold is an error that says which."
@@ -1044,6 +1054,7 @@ def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest diff
     wrong += [f"{k}, the logits differ by {got[k]:.2g}" for k in ("in a batch", "step by step") if not got[k] <= size]
     if got["own rows"]: wrong += [f"the placeholders' own rows move the logits by {got['own rows']:.2g}"]
     if wrong: raise ConfigError(f"it fails the test of soft tokens ({'; '.join(wrong)})")
+    model.slim = bool(got["logits at a mask"])
     if model.config.model_type not in TESTED_FAMILIES: narrow_shapes(model)
     return got
 
