@@ -623,7 +623,7 @@ def settings_of(
     path = Path(cfg.checkpoint_dir or cfg.lora_checkpoint_dir)/"r3_config.json"
     trained = read_json(path)["config"] if cfg.checkpoint_dir or cfg.lora_checkpoint_dir else {}
     files = {k: getattr(cfg, k) for k in ("model_name", "checkpoint_dir", "lora_checkpoint_dir", "index_dir")}
-    return {"prompt_suffix": cfg.prompt_suffix or trained.get("suffix", ""), "max_new_tokens": cfg.max_new_tokens, "decoding": "greedy", "dtype": cfg.dtype,
+    return {"prompt_suffix": cfg.prompt_suffix or trained.get("suffix", ""), "max_new_tokens": cfg.max_new_tokens, "decoding": "greedy", "dtype": None if cfg.endpoint else cfg.dtype,
             "batch_size_matters": False, "top_k": cfg.top_k, "confidence": cfg.confidence, "no_pseudo_text": cfg.no_pseudo_text,
             "corrupt_text_target": cfg.corrupt_text_target, "max_eval_samples": cfg.max_eval_samples, "sample_seed": cfg.sample_seed,
             "model": Path(cfg.model_name).name if Path(cfg.model_name).exists() else cfg.model_name,
