@@ -229,7 +229,7 @@ def test_empty_and_cut_answers_are_kept_and_counted(world, tmp_path):
     say = lambda asked: (None, "stop") if "Text:" not in asked.prompt and "Oslo" in asked.prompt else ("It is diffic", "length") if "Text:" in asked.prompt else ("100", "stop")
     with Chat(answer=say) as server: summary = evaluate(config(world, server.url, tmp_path/"out", clean_only=True, prompt_suffix=" Short."))
     assert summary["endpoint"]["answers"] == [{"mode": "base", "n": 8, "empty": 1, "cut": 0}, {"mode": "base+text", "n": 8, "empty": 0, "cut": 8}]
-    assert summary["settings"]["max_new_tokens"] == 5 and summary["settings"]["prompt_suffix"] == " Short." and summary["settings"]["dtype"] is None
+    assert summary["settings"]["max_new_tokens"] == 5 and summary["settings"]["prompt_suffix"] == " Short." and summary["settings"]["served"] and "dtype" not in summary["settings"]
     known = {"model": "tiny", "answered_as": "tiny", "temperature": 0, "max_tokens": 5, "images": "PNG", "budgets": COUNTED[None]}
     assert {k: summary["endpoint"][k] for k in known} == known
     assert read_json(tmp_path/"out/summary.json")["endpoint"] == summary["endpoint"]
