@@ -742,7 +742,7 @@ def settings_of(
 )->dict: # what is recorded with every score
     "The prompt's suffix, how answers are generated, and by which models and versions"
     files = ("model_name", "tokenizer", "checkpoint_dir", "lora_checkpoint_dir", "index_dir", "val_jsonl")
-    aside = {*FREE, *files, "image_root", "endpoint", "frozen"} # what changes no answer, and places
+    aside = {*FREE, *files, "image_root", "endpoint", "frozen", *["dtype"] * bool(cfg.endpoint)} # what changes no answer, and places
     hashes = {k: content_of(v) for k in files if (v := getattr(cfg, k)) and Path(v).exists()}
     installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in VERSIONS}
     return {k: v for k, v in asdict(cfg).items() if k not in aside} | {"prompt_suffix": suffix_of(cfg), "decoding": "greedy", "depends_on_batch_size": False,
