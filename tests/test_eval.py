@@ -210,7 +210,7 @@ def test_killed_and_resumed(world, tmp_path):
 def test_a_torn_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path/"p.jsonl"
     path.write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
-    with pytest.raises(DataError, match=":2"): ev.read_partial(path)
+    with pytest.raises(DataError, match=":2"): list(ev.read_partial(path))
 
 
 def test_sample_is_stratified(world, tmp_path):
@@ -322,7 +322,7 @@ def test_real_model_all_modes_any_batch(real, tmp_path):
     modes = ["base", "base+text", "lora", "rag", "r3", "r3+shuffled", "r3+random", "r3-soft_prefix", "r3-text_retrieval", "rag+random"]
     for n in (1, 4): evaluate(real_config(real, tmp_path/str(n), eval_mode=modes, corruption_levels=[.6], batch_size=n))
     rows, other = ([r for _, r in read_jsonl(tmp_path/n/"predictions.jsonl")] for n in "14")
-    assert [r["prediction"] for r in rows] == [r["prediction"] for r in other] and [r["prompt_sha256"] for r in rows] == [r["prompt_sha256"] for r in other]
+    assert rows == other
     by = lambda m: [r for r in rows if r["mode"] == m]
     assert all(r["evidence"] == [] and r["gates"] is None for m in ("base", "base+text", "lora") for r in by(m))
     assert all(r["gates"] and r["confidence"]["true_vis"] < 1 for r in by("r3")) and all(r["evidence"] for r in by("rag"))
@@ -338,6 +338,78 @@ def test_workers_do_not_change_the_answers(real, tmp_path, monkeypatch):
     shared = sweep(real_config(real, tmp_path/"2", workers=2, **options))
     assert alone.read_bytes() == shared.read_bytes()
     assert (tmp_path/"1/corruption.jsonl").read_bytes() == (tmp_path/"2/corruption.jsonl").read_bytes()
+
+
+TEAM = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_eval import Parrot, config
+from pathlib import Path
+from r3nb import eval as ev
+ev.BLOCK = 2
+class Mortal(Parrot):
+    def answer(self, mode, cases, evidence):
+        if len(self.seen) >= {n}: os.kill(os.getpid(), signal.SIGKILL)
+        return super().answer(mode, cases, evidence)
+with ev.team() as us:
+    summary = ev.evaluate(config(Path({world!r}), Path({out!r})), Mortal(), us)
+    assert (summary is not None) == us.leads
+"""
+
+
+def torchrun(n, *words, **env):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *map(str, words)], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+
+
+def test_any_number_of_processes_and_a_kill_between(world, tmp_path, monkeypatch):
+    "Two processes are killed, three go on; the files are those of one"
+    out = tmp_path/"out"
+    for n, deadly in ((2, 7), (3, 10**6)):
+        (tmp_path/"go.py").write_text(TEAM.format(tests=str(Path(__file__).parent), world=str(world), out=str(out), n=deadly))
+        done = torchrun(n, tmp_path/"go.py")
+        assert (done.returncode == 0) == (n == 3), done.stderr[-2000:]
+        if n == 2: assert list(out.glob("predictions.partial*.jsonl")) and not (out/"predictions.jsonl").exists()
+    monkeypatch.setattr(ev, "BLOCK", 2)
+    evaluate(config(world, tmp_path/"whole"), Parrot())
+    for name in ("predictions.jsonl", "corruption.jsonl", "summary.json"): assert (out/name).read_bytes() == (tmp_path/"whole"/name).read_bytes()
+    assert not list(out.glob("*.partial*"))
+
+
+def test_torchrun_command(real, tmp_path):
+    options = dict(eval_mode=["base+text", "r3"], corruption_levels=[0, .6], threads=1)
+    words = ["--eval_mode", "base+text,r3", "--corruption_levels", "0,0.6", "--seeds", "3", "--max_new_tokens", "3", "--n_boot", "20", "--threads", "1"]
+    paths = {"model_name": real.backbone, "val_jsonl": real.jsonl, "image_root": real.root, "index_dir": real.index, "checkpoint_dir": real.ckpt, "out_dir": tmp_path/"2"}
+    done = torchrun(2, "-m", "r3nb.eval", *words, *(str(x) for k, v in paths.items() for x in (f"--{k}", v)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| r3 |") == 1
+    assert (tmp_path/"2/predictions.jsonl").read_bytes() == sweep(real_config(real, tmp_path/"1", **options)).read_bytes()
+    both = torchrun(2, "-m", "r3nb.eval", *words, "--workers", "2", *(str(x) for k, v in paths.items() for x in (f"--{k}", v)))
+    assert both.returncode and "leave out --workers" in both.stderr
+
+
+def test_pictures_are_decoded_and_prepared_once(real, tmp_path, monkeypatch):
+    "Two seeds at one level, three modes of one model: each page is opened once, each batch of damaged pages prepared once"
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    opened, prepared, whole = [], [], ev.open_image
+    monkeypatch.setattr(ev, "open_image", lambda p: opened.append(str(p)) or whole(p))
+    make = Qwen2VLImageProcessor.__call__
+    monkeypatch.setattr(Qwen2VLImageProcessor, "__call__", lambda self, images, **kw: prepared.append(images) or make(self, images, **kw))
+    cfg = replace(real_config(real, tmp_path/"o", eval_mode=["base", "base+text", "r3"], corruption_levels=[.6], batch_size=4), seeds=[3, 4])
+    sweep(cfg)
+    calls = [tuple(id(im) for row in images for im in row) for images in prepared]
+    assert len(opened) == len(set(opened)) and len(calls) == len(set(calls)) and sum(len(c) == 4 for c in calls) == 2 * 2
+
+
+def test_kept_pages_stay_within_their_budget(world):
+    rows = tiny.records(8)
+    size = lambda r: 3 * (lambda im: im.width * im.height)(ev.open_image(world/"raw"/r.image_path))
+    pages = ev.Pages(world/"raw", sum(map(size, rows[:2])))
+    for _ in range(2):
+        for r in rows: assert pages.open(r.image_path).tobytes() == ev.open_image(world/"raw"/r.image_path).tobytes()
+    assert set(pages.kept) <= {r.image_path for r in rows} and pages.room >= 0 and len(pages.kept) >= 1
+    pages.turn_to(rows[4:])
+    assert not pages.kept.keys() & {r.image_path for r in rows[:4]} - {r.image_path for r in rows[4:]}
 
 
 def test_a_dead_worker_is_an_error_and_costs_only_its_part(real, tmp_path, monkeypatch):
