@@ -97,6 +97,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.compare.rescore': ('compare.html#rescore', 'r3nb/compare.py'),
                               'r3nb.compare.robustness_table': ('compare.html#robustness_table', 'r3nb/compare.py'),
                               'r3nb.compare.score_table': ('compare.html#score_table', 'r3nb/compare.py'),
+                              'r3nb.compare.scored_again': ('compare.html#scored_again', 'r3nb/compare.py'),
                               'r3nb.compare.settings_notes': ('compare.html#settings_notes', 'r3nb/compare.py'),
                               'r3nb.compare.show': ('compare.html#show', 'r3nb/compare.py'),
                               'r3nb.compare.side_pairs': ('compare.html#side_pairs', 'r3nb/compare.py'),
