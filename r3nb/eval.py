@@ -697,7 +697,7 @@ def save_examples(
     folder, path = Path(cfg.out_dir)/"examples", Path(cfg.out_dir)/"predictions.jsonl"
     folder.mkdir(exist_ok=True)
     by_id, out = {r.sample_id: r for r in eval_records(cfg)}, []
-    picked = pick_cases(load_predictions(path), n)
+    picked = pick_cases(load_predictions(path, texts=False), n)
     wanted = {damage_key(p) for p in picked}
     rows = [r for _, r in read_jsonl(path) if damage_key(r) in wanted]
     pages = page_paths(cfg)
