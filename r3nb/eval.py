@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'VERSIONS', 'Mode', 'parse_mode',
            'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'check_damage', 'levels_of', 'conditions',
-           'modes_at', 'eval_records', 'Case', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of', 'Readers',
-           'settled', 'open_readers', 'row_key', 'damage_key', 'read_partial', 'append_rows', 'make_row', 'content_of',
+           'modes_at', 'eval_records', 'Case', 'damage', 'open_inputs', 'blocks', 'find_evidence', 'Answer', 'flags_of',
+           'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row', 'content_of',
            'run_key', 'by_length', 'answer_block', 'Part', 'parts_to_do', 'answer_part', 'only', 'answers', 'sweep',
            'open_index', 'finish', 'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page',
-           'settings_of', 'evaluate', 'main']
+           'settings_of', 'evaluate', 'frozen_report', 'inputs_line', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
+import functools
 import os
 import re
 from concurrent.futures import as_completed
@@ -29,6 +30,7 @@ from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_di
                        write_json, write_jsonl, write_manifest)
 from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named
 from .metrics import score, task_metric
+from .frozen import Condition, FreshInputs, FrozenInputs, check_conditions, conditions_of, damage_key, reader_of
 
 # %% ../nbs/08_eval.ipynb #c005
 MODES = {"base": ("base", False, None), "base+text": ("base", True, None), "lora": ("lora", True, None),
@@ -83,6 +85,11 @@ class SweepOptions:
     clean_only: bool = False # evaluate level 0 only
     no_pseudo_text: bool = False # show no mode any text of the page itself
     corrupt_text_target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
+    text_damage: Literal["simulated", "reocr"] = "simulated" # damaged text is simulated, or read in the damaged page by OCR
+    frozen: str = "" # folder of r3nb_corrupt freeze to read damaged inputs from; empty makes them on the fly
+    ocr_engine: str = "r3nb.ocr:RapidOCREngine" # engine of text_damage reocr, as package.module:Class
+    ocr_engine_args: list[str] = field(default_factory=list) # its arguments, as key=value
+    ocr_cache: str = "" # file of its readings; empty is reocr.sqlite beside out_dir
     dataset_prefixes: list[str] = field(default_factory=list) # keep these datasets only; empty keeps all
     max_eval_samples: int = 0 # size of a stratified sample of questions; 0 takes all
     sample_seed: int = 0 # seed of that sample
@@ -141,14 +148,12 @@ def check_config(
         if needed and not getattr(cfg, k): raise ConfigError(f"{k} is needed by eval_mode {','.join(m.name for m in modes)}; add --{k}")
         if needed and k != "model_name" and not Path(getattr(cfg, k)).exists():
             raise (CheckpointError if "checkpoint" in k else DataError)(f"{k} {getattr(cfg, k)}: no such path; run the stage that writes it")
+    check_damage(cfg)
     for name, values in (("corruption_levels", cfg.corruption_levels), ("ablation_levels", cfg.ablation_levels)):
         for v in values:
             if not 0 <= v <= 1: raise ConfigError(f"{name}: {v} is outside 0 to 1")
     if cfg.ablation_mode and not set(levels_of(cfg)) & {float(v) for v in cfg.ablation_levels}:
         raise ConfigError(f"ablation_levels {cfg.ablation_levels} has none of the levels {cfg.corruption_levels}, so ablation_mode would never run")
-    check_damage(cfg)
-    for k in ("seeds", "corruption_levels", "damage"):
-        if not getattr(cfg, k): raise ConfigError(f"{k} is empty; give at least one")
     for k in ("batch_size", "max_new_tokens", "top_k", "workers"):
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
@@ -157,13 +162,8 @@ def check_damage(
     cfg:EvalConfig, # options of the run
 )->None:
     "Refuse a damage that is unknown or without effect"
-    from r3nb.corrupt import IMAGE_FAMILIES, TEXT_FAMILIES
-    known = ("drawn", "image", "text", *IMAGE_FAMILIES, *TEXT_FAMILIES)
-    for d in cfg.damage:
-        if d not in known: raise ConfigError(f"damage: unknown '{d}'{nearest(d, known)}")
-        if d in ("text", *TEXT_FAMILIES) and cfg.corrupt_text_target == "none":
-            raise ConfigError(f"damage: '{d}' changes nothing with corrupt_text_target none; choose pseudo_text or question, or leave '{d}' out")
-    if cfg.damage and "drawn" not in cfg.damage and 0 not in levels_of(cfg):
+    check_conditions(cfg.damage, cfg.corruption_levels, cfg.seeds, cfg.corrupt_text_target, cfg.text_damage)
+    if "drawn" not in cfg.damage and 0 not in levels_of(cfg):
         raise ConfigError(f"damage {','.join(cfg.damage)} without level 0 leaves the pooled tables empty; add drawn to damage, or 0 to corruption_levels")
 
 # %% ../nbs/08_eval.ipynb #c017
@@ -173,11 +173,9 @@ def levels_of(cfg:EvalConfig)->list[float]:
 
 def conditions(
     cfg:EvalConfig, # options of the run
-)->list[tuple[str, float, int]]: # damage, level and seed
+)->list[Condition]: # damage, level and seed
     "Every damage at every level with every seed; level 0 once"
-    levels, seeds = levels_of(cfg), dict.fromkeys(cfg.seeds)
-    clean = [("drawn", 0.0, cfg.seeds[0])] if 0 in levels else []
-    return clean + [(d, level, seed) for d in dict.fromkeys(cfg.damage) for level in levels if level for seed in seeds]
+    return conditions_of(cfg.damage, levels_of(cfg), cfg.seeds)
 
 def modes_at(
     cfg:EvalConfig, # options of the run
@@ -208,12 +206,13 @@ def eval_records(
 @dataclass
 class Case:
     "One question under one condition: a record and what is left of it"
-    record: object # the `QARecord`
+    record: object # the `QARecord`, with the OCR confidence of the text that is seen
     level: float # corruption level
     seed: int # corruption seed
     seen: object # the `Corrupted` image, text and question
     own: object = None # vector of the damaged picture, where an index is open
     damage: str = "drawn" # what was damaged
+    row: dict|None = None # what identifies the damaged input
 
 def damage(
     records, # `QARecord`s
@@ -222,13 +221,32 @@ def damage(
     seed:int, # corruption seed
     cfg:EvalConfig, # options of the run
 )->list[Case]: # one case per record
-    "Corrupt every record under one condition; each image is decoded once"
-    from r3nb.corrupt import corrupt
-    images, out, families = {}, [], None if what == "drawn" else what
-    for r in records:
-        if r.image_path not in images: images = {r.image_path: open_image(resolve_image(cfg.image_root, r.image_path))}
-        c = corrupt(r, images[r.image_path], level, seed, families, cfg.corrupt_text_target)
-        out.append(Case(r, level, seed, replace(c, pseudo_text="") if cfg.no_pseudo_text else c, damage=what))
+    "The damaged inputs of records under one condition; a picture is decoded once"
+    made = open_inputs(cfg)(records, Condition(what, level, seed))
+    seen = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c
+    return [Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made]
+
+# %% ../nbs/08_eval.ipynb #c022b
+_inputs = {} # the inputs that are open, by the options that they were opened with
+
+def open_inputs(
+    cfg:EvalConfig, # options of the run
+)->FreshInputs|FrozenInputs:
+    "Where damaged inputs come from, opened once in a process"
+    keys = ("frozen", "image_root", "corrupt_text_target", "text_damage", "ocr_engine", "ocr_engine_args", "ocr_cache", "out_dir")
+    made = Path(cfg.frozen)/"manifest.json"
+    key = fingerprint([[getattr(cfg, k) for k in keys], made.stat().st_mtime_ns if cfg.frozen and made.exists() else 0])
+    if key not in _inputs:
+        _inputs.clear()
+        _inputs[key] = _frozen(cfg) if cfg.frozen else FreshInputs(cfg.image_root, cfg.corrupt_text_target, reader_of(cfg, cfg.out_dir))
+    return _inputs[key]
+
+def _frozen(cfg:EvalConfig)->FrozenInputs:
+    "A frozen set that fits the options"
+    out = FrozenInputs(cfg.frozen, cfg.image_root)
+    for option, key in (("corrupt_text_target", "target"), ("text_damage", "text_damage")):
+        if getattr(cfg, option) != out.manifest[key]:
+            raise ConfigError(f"{cfg.frozen} was frozen with {key} {out.manifest[key]}, and {option} is {getattr(cfg, option)}; add --{option} {out.manifest[key]}")
     return out
 
 # %% ../nbs/08_eval.ipynb #c024
@@ -344,10 +362,6 @@ def row_key(row:dict)->tuple:
     "What identifies a prediction"
     return row["mode"], *damage_key(row)
 
-def damage_key(row:dict)->tuple:
-    "What identifies a damaged sample; a row that names no damage is of the drawn one"
-    return row.get("damage", "drawn"), float(row["level"]), int(row["seed"]), row["sample_id"]
-
 def read_partial(
     path, # a file that may have been cut off by a kill
 )->list[dict]: # its whole rows
@@ -387,7 +401,7 @@ META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_typ
 
 # %% ../nbs/08_eval.ipynb #c040
 FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "damage", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
-        "out_dir", "out_json", "rescore", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
+        "out_dir", "out_json", "rescore", "frozen", "ocr_cache", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
     "A hash of a file or folder; very large files count by name and size"
@@ -402,8 +416,9 @@ def run_key(
 )->str: # equal for runs whose rows may share a file
     "A fingerprint of everything that can change a row"
     files = ("model_name", "tokenizer", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "corrupt", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
-    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint)}
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "ocr", "corrupt", "frozen", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
+    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint),
+               "frozen": read_json(Path(cfg.frozen)/"manifest.json").get("fingerprint") if cfg.frozen else None}
     return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
 
 # %% ../nbs/08_eval.ipynb #c042
@@ -466,9 +481,8 @@ def answer_part(
     index, # an `EvidenceIndex` or None
 ): # yields pairs of a file's name and rows for it
     "Damage and search a part once, and let every mode answer what is missing"
-    from r3nb.corrupt import manifest_row
     cases = damage(part.block, part.damage, part.level, part.seed, cfg)
-    yield DAMAGE, [{"damage": c.damage} | manifest_row(c.seen) for c in cases]
+    yield DAMAGE, [c.row for c in cases]
     evidence = find_evidence(index, cases, dict.fromkeys(m.evidence for m, _ in part.todo if m.evidence), cfg.top_k)
     for mode, ids in part.todo:
         keep = [i for i, c in enumerate(cases) if c.record.sample_id in ids]
@@ -518,6 +532,7 @@ def sweep(
     "Answer every question under every condition with every mode; goes on where a killed run stopped"
     cfg = settled(cfg)
     out, records = Path(cfg.out_dir), eval_records(cfg)
+    if cfg.frozen: open_inputs(cfg).check(records, conditions(cfg))
     run_dir_fresh(out, run_key(cfg))
     (out/SUMMARY).unlink(missing_ok=True)
     done = {row_key(r) for r in read_partial(out/PARTIAL) + read_partial(out/"predictions.jsonl")}
@@ -571,8 +586,8 @@ def save_gallery(
     records:list, # records of the run
 )->list[dict]: # one entry per page and level
     "The first page of each dataset at every level"
-    first = {r.dataset: r for r in reversed(records)}
-    return [save_case(folder, f"{ds}_{level:g}", damage([r], "drawn", level, cfg.seeds[0], cfg)[0])
+    first, what = {r.dataset: r for r in reversed(records)}, "drawn" if "drawn" in cfg.damage else cfg.damage[0]
+    return [save_case(folder, f"{ds}_{level:g}", damage([r], what if level else "drawn", level, cfg.seeds[0], cfg)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
 # %% ../nbs/08_eval.ipynb #c086
@@ -640,7 +655,7 @@ def evaluate(
     out = Path(cfg.out_dir)
     if cfg.threads: _torch_threads(cfg.threads)
     path = sweep(cfg, readers)
-    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "corruption_sha256": sha256_file(out/"corruption.jsonl")}
+    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "inputs_fingerprint": sha256_file(out/"corruption.jsonl"), "frozen": frozen_report(cfg, out)}
     if cfg.endpoint: summary["endpoint"] = endpoint_report(out)
     save_examples(cfg)
     write_json(out/SUMMARY, summary)
@@ -649,9 +664,21 @@ def evaluate(
     write_manifest(out, cfg, {"corruption": cfg.seeds, "sample": cfg.sample_seed}, inputs, [path, out/"corruption.jsonl", out/SUMMARY])
     return summary
 
+def frozen_report(cfg:EvalConfig, out:Path)->dict|None:
+    "Which frozen set the inputs were read from, and whether all of it; None for inputs made on the fly"
+    if not cfg.frozen: return None
+    mark = read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]
+    return {"fingerprint": mark, "whole": mark == sha256_file(out/"corruption.jsonl")}
+
 def _torch_threads(n:int):
     import torch
     torch.set_num_threads(n)
+
+def inputs_line(cfg:EvalConfig, summary:dict)->str:
+    "Where the damaged inputs came from, and their fingerprint"
+    had = summary["frozen"]
+    source = "made on the fly" if not had else f"read from {cfg.frozen}, " + ("all of it" if had["whole"] else f"a part of the set {had['fingerprint']}")
+    return f"inputs {summary['inputs_fingerprint']}, {source}"
 
 @console
 def main(argv=None):
@@ -660,6 +687,7 @@ def main(argv=None):
     summary = rescore(cfg.rescore, cfg.n_boot) if cfg.rescore else evaluate(cfg)
     if cfg.rescore and cfg.out_json: write_json(cfg.out_json, summary)
     print(show(summary))
+    if not cfg.rescore: print(inputs_line(cfg, summary))
 
 # %% ../nbs/08_eval.ipynb #c090
 if __name__ == "__main__" and "__file__" in globals(): main()
