@@ -250,8 +250,8 @@ def stranger(self:Endpoint,
             self.known = {"model": self.cfg.model_name, "answered_as": said, "temperature": 0, "max_tokens": self.cfg.max_new_tokens,
                           "images": "PNG", "budgets": COUNTED[self.whole]}
             write_json(self.out/NOTE, self.known)
-    mine = self.known["answered_as"]
-    if said in (None, mine) or str(said).split("@")[0] == self.cfg.model_name: return ""
+    mine, as_asked = self.known["answered_as"], lambda name, asked: name is None or str(name).split("@")[0] == asked
+    if said is None or said == mine or as_asked(said, self.cfg.model_name) and as_asked(mine, self.known["model"]): return ""
     return f"answered by '{said}', but the answers of this run are by '{mine}'"
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'COLUMNS', 'SHARD', 'BATCH', 'COMMANDS', 'Condition', 'conditions_of', 'check_conditions', 'Rereader',
-           'Damaged', 'clean_sha256', 'input_row', 'read_again', 'damaged', 'FreshInputs', 'features', 'png',
+           'Damaged', 'clean_sha256', 'input_row', 'read_again', 'damaged', 'Pages', 'FreshInputs', 'features', 'png',
            'frozen_row', 'damage_key', 'FreezeConfig', 'reader_of', 'Shard', 'plan_shards', 'write_shard',
            'write_shards', 'estimate', 'check_room', 'freeze_key', 'freeze_records', 'finish_set', 'freeze',
            'done_with', 'FrozenInputs', 'thaw', 'VerifyConfig', 'verify', 'word_errors', 'texts_of', 'rank_correlation',
@@ -174,26 +174,50 @@ def damaged(
     return Damaged(replace(record, ocr_conf=conf), condition, seen, row)
 
 # %% ../nbs/03_frozen.ipynb #c023
+class Pages:
+    "Clean pictures of the samples at work, decoded once"
+    def __init__(self,
+        root, # folder that image paths start from
+        budget:int=2**30, # bytes of pixels to keep
+    ): self.root, self.room, self.kept, self.marks, self.last = root, budget, {}, {}, (None, None)
+
+    def open(self, path:str)->Image.Image:
+        "A picture; from memory if it was kept"
+        if path in self.kept: return self.kept[path]
+        if path != self.last[0]: self.last = path, open_image(resolve_image(self.root, path))
+        size = 3 * self.last[1].width * self.last[1].height
+        if size <= self.room: self.room, self.kept[path] = self.room - size, self.last[1]
+        return self.last[1]
+
+    def mark(self, path:str)->str:
+        "The hash of a picture's pixels"
+        if path not in self.marks: self.marks[path] = image_sha256(self.open(path))
+        return self.marks[path]
+
+    def turn_to(self, records)->None:
+        "Forget the pictures that these records do not show"
+        shown = {r.image_path for r in records}
+        for path in self.kept.keys() - shown:
+            im = self.kept.pop(path)
+            self.room += 3 * im.width * im.height
+
+# %% ../nbs/03_frozen.ipynb #c026
 @dataclass
 class FreshInputs:
     "Inputs made on the fly"
-    image_root: str # folder that image paths start from
+    pages: Pages # the clean pictures
     target: str = "pseudo_text" # which text is damaged
     reader: Rereader|None = None # reads damaged pictures; None simulates
 
     def __call__(self,
-        records:Iterable[QARecord], # what to damage; neighbours that share a picture share its decoding
+        records:Iterable[QARecord], # what to damage
         condition:Condition, # how
     )->Iterator[Damaged]:
         "Damage records one after the other"
-        path = None
-        for r in records:
-            if r.image_path != path:
-                path, image = r.image_path, open_image(resolve_image(self.image_root, r.image_path))
-                mark = image_sha256(image)
-            yield damaged(r, image, mark, condition, self.target, "simulated" if self.reader is None else "reocr", self.reader)
+        source = "simulated" if self.reader is None else "reocr"
+        for r in records: yield damaged(r, self.pages.open(r.image_path), self.pages.mark(r.image_path), condition, self.target, source, self.reader)
 
-# %% ../nbs/03_frozen.ipynb #c026
+# %% ../nbs/03_frozen.ipynb #c029
 COLUMNS = { # name: type, meaning
     "sample_id": ("string", "names the question"), "image_id": ("string", "names the clean page"), "dataset": ("string", "dataset of the question"),
     "split": ("string", "split of the question"), "question": ("string", "the question to ask, damaged if it is the target"),
@@ -215,7 +239,7 @@ def features():
     kinds = {"image": Picture(), "map": List(List(Value("float32"))), "strings": List(Value("string"))}
     return Features({k: kinds.get(kind) or Value(kind) for k, (kind, _) in COLUMNS.items()})
 
-# %% ../nbs/03_frozen.ipynb #c028
+# %% ../nbs/03_frozen.ipynb #c031
 def png(image:Image.Image)->bytes:
     "A picture as PNG, lightly compressed"
     out = io.BytesIO()
@@ -235,14 +259,14 @@ def frozen_row(
         k: d.row[k] for k in ("level", "seed", "damage", "families", "target", "text_damage", "image_sha256", "text_sha256",
                               "question_sha256", "clean_image_sha256", "clean_text_sha256")}
 
-# %% ../nbs/03_frozen.ipynb #c031
+# %% ../nbs/03_frozen.ipynb #c034
 def damage_key(
     row:dict, # a row of a manifest, of predictions or of the dataset
 )->tuple[str, float, int, str]:
     "What identifies a damaged sample; a row that names no damage is of the drawn one"
     return row.get("damage", "drawn"), float(row["level"]), int(row["seed"]), row["sample_id"]
 
-# %% ../nbs/03_frozen.ipynb #c034
+# %% ../nbs/03_frozen.ipynb #c037
 @dataclass
 class FreezeConfig:
     "Write the corrupted set as a Hugging Face dataset on disk; a stopped run goes on where it stopped"
@@ -269,7 +293,7 @@ def reader_of(
     if cfg.text_damage == "simulated": return None
     return Rereader(cfg.ocr_engine, cfg.ocr_engine_args, cfg.ocr_cache or Path(out).resolve().parent/"reocr.sqlite")
 
-# %% ../nbs/03_frozen.ipynb #c036
+# %% ../nbs/03_frozen.ipynb #c039
 SHARD = 256 # most rows in a file
 BATCH = 16 # rows that are held in memory and written together
 
@@ -295,7 +319,7 @@ def plan_shards(
     blocks = [[records[i] for i in part] for part in np.array_split(np.arange(len(records)), n)]
     return [Shard(i*n + j, n*len(conditions), c, block) for i, c in enumerate(sorted(conditions)) for j, block in enumerate(blocks)]
 
-# %% ../nbs/03_frozen.ipynb #c039
+# %% ../nbs/03_frozen.ipynb #c042
 def write_shard(
     inputs:FreshInputs, # makes the inputs
     folder:Path, # where the files go
@@ -318,7 +342,7 @@ _desk = None # in a worker: the inputs and the folder
 def _open_desk(cfg:FreezeConfig, folder:Path):
     global _desk
     cv2.setNumThreads(1)
-    _desk = FreshInputs(cfg.image_root, cfg.target, reader_of(cfg, cfg.out)), folder
+    _desk = FreshInputs(Pages(cfg.image_root, 0), cfg.target, reader_of(cfg, cfg.out)), folder
 
 def _at_desk(shard:Shard)->int: return write_shard(*_desk, shard)
 
@@ -332,10 +356,10 @@ def write_shards(
         with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg, folder)) as pool:
             for f in as_completed([pool.submit(_at_desk, s) for s in todo]): yield f.result()
     else:
-        inputs = FreshInputs(cfg.image_root, cfg.target, reader_of(cfg, cfg.out))
+        inputs = FreshInputs(Pages(cfg.image_root, 0), cfg.target, reader_of(cfg, cfg.out))
         for s in todo: yield write_shard(inputs, folder, s)
 
-# %% ../nbs/03_frozen.ipynb #c042
+# %% ../nbs/03_frozen.ipynb #c045
 def estimate(
     cfg:FreezeConfig, # the run
     shards:list[Shard], # all files
@@ -343,7 +367,7 @@ def estimate(
 )->int: # bytes
     "About how large a frozen set will be"
     total = sum(len(s.records) for s in shards)
-    sizes, inputs = [], FreshInputs(cfg.image_root, cfg.target)
+    sizes, inputs = [], FreshInputs(Pages(cfg.image_root, 0), cfg.target)
     for k in range(min(probes, total)):
         shard = shards[k*len(shards)//min(probes, total)]
         clean = shard.records[k*7919 % len(shard.records)]
@@ -365,7 +389,7 @@ def check_room(
         raise ConfigError(f"{cfg.out}: the frozen set needs about {size/1e6:,.0f} MB and {free/1e6:,.0f} MB are free; name a folder on a larger disk, "
                           "or ask for fewer levels, seeds or samples (--max_samples)")
 
-# %% ../nbs/03_frozen.ipynb #c045
+# %% ../nbs/03_frozen.ipynb #c048
 def freeze_key(
     cfg:FreezeConfig, # the run
 )->str: # equal for runs that make the same set
@@ -384,7 +408,7 @@ def freeze_records(
     records = read_records(cfg.jsonl, cfg.image_root, check_images=True, need_answers=False)
     return stratified_sample(records, cfg.max_samples, cfg.sample_seed) if cfg.max_samples else records
 
-# %% ../nbs/03_frozen.ipynb #c047
+# %% ../nbs/03_frozen.ipynb #c050
 def finish_set(
     cfg:FreezeConfig, # the run
     folder:Path, # complete but for the small files
@@ -408,7 +432,7 @@ def finish_set(
         "text_damage": cfg.text_damage, "damaged_text": text, "columns": {k: m for k, (_, m) in COLUMNS.items()},
         "files": {s.name: n["sha256"] for s, n in zip(shards, notes(), strict=True)}})
 
-# %% ../nbs/03_frozen.ipynb #c048
+# %% ../nbs/03_frozen.ipynb #c051
 def freeze(
     cfg:FreezeConfig, # what to freeze
 )->Path: # the finished folder
@@ -436,16 +460,16 @@ def done_with(out:Path)->Path:
     shutil.rmtree(out/".notes", ignore_errors=True)
     return out
 
-# %% ../nbs/03_frozen.ipynb #c053
+# %% ../nbs/03_frozen.ipynb #c056
 class FrozenInputs:
     "Inputs read from a frozen set, each checked against the manifest and against the clean record"
     def __init__(self,
         folder, # a frozen set
-        image_root, # folder that the records' image paths start from
+        pages:Pages, # the clean pictures
     ):
         from datasets import Image as Picture
         from datasets import load_from_disk
-        self.folder, self.image_root, self.marks = Path(folder), image_root, {}
+        self.folder, self.pages = Path(folder), pages
         self.manifest, rows = read_json(self.folder/"manifest.json"), self.folder/"corruption.jsonl"
         lacking = {"fingerprint", "conditions", "samples", "target", "text_damage"} - set(self.manifest)
         if lacking: raise DataError(f"{folder}: not a frozen set, its manifest has no {', '.join(sorted(lacking))}; make one with r3nb_corrupt freeze")
@@ -474,11 +498,10 @@ class FrozenInputs:
         raise DataError(f"{self.folder}: nothing is frozen for damage {condition.damage}, level {condition.level:g}, seed {condition.seed}; "
                         f"the set has damage {what}; level {level}; seed {seed}; freeze another with what is missing")
 
-# %% ../nbs/03_frozen.ipynb #c055
+# %% ../nbs/03_frozen.ipynb #c058
 def _same_source(inputs:FrozenInputs, note:dict, r:QARecord, where:str)->None:
     "See that a frozen row was made from this record"
-    if r.image_path not in inputs.marks: inputs.marks[r.image_path] = image_sha256(open_image(resolve_image(inputs.image_root, r.image_path)))
-    for what, mine, theirs in (("picture", inputs.marks[r.image_path], note["clean_image_sha256"]), ("question or text", clean_sha256(r), note["clean_text_sha256"])):
+    for what, mine, theirs in (("picture", inputs.pages.mark(r.image_path), note["clean_image_sha256"]), ("question or text", clean_sha256(r), note["clean_text_sha256"])):
         if mine != theirs: raise DataError(f"{where} was made from another clean {what} than that of the record; freeze these records")
 
 def _restore(row:dict, where:str)->Corrupted:
@@ -491,7 +514,7 @@ def _restore(row:dict, where:str)->Corrupted:
     return Corrupted(image, row["pseudo_text"], row["question"], row["c_vis"], row["c_text"], grid, tuple(row["families"]), row["sample_id"],
                      row["level"], row["seed"], row["target"])
 
-# %% ../nbs/03_frozen.ipynb #c056
+# %% ../nbs/03_frozen.ipynb #c059
 def thaw(
     inputs:FrozenInputs, # the set
     r:QARecord, # the clean record
@@ -530,7 +553,7 @@ def __call__(self:FrozenInputs,
     "Read inputs one after the other"
     return (thaw(self, r, condition) for r in records)
 
-# %% ../nbs/03_frozen.ipynb #c062
+# %% ../nbs/03_frozen.ipynb #c065
 @dataclass
 class VerifyConfig:
     "Check every file of a frozen set against its manifest"
@@ -541,12 +564,12 @@ def verify(
 )->dict: # its manifest
     "Check every file of a frozen set against its manifest"
     folder = Path(folder)
-    manifest = FrozenInputs(folder, ".").manifest
+    manifest = FrozenInputs(folder, Pages(".")).manifest
     bad = [f for f, mark in progress(manifest["files"].items(), "verify", unit="files") if sha256_file(folder/f) != mark]
     if bad: raise DataError(f"{folder}: {len(bad)} of {len(manifest['files'])} files differ from the manifest, first {bad[0]}; copy or freeze the set again")
     return manifest
 
-# %% ../nbs/03_frozen.ipynb #c065
+# %% ../nbs/03_frozen.ipynb #c068
 def word_errors(
     clean:str, # the text as it was
     seen:str, # the text as damaged
@@ -559,7 +582,7 @@ def word_errors(
         done.update(broken=min(gone, new), lost=max(0, gone - new), invented=max(0, new - gone))
     return {k: done[k]/n for k in ("lost", "broken", "invented")} | {"cer": Levenshtein.distance(clean, seen)/max(1, len(clean))}
 
-# %% ../nbs/03_frozen.ipynb #c068
+# %% ../nbs/03_frozen.ipynb #c071
 def texts_of(
     folder, # a frozen set
 )->tuple[str, pd.DataFrame]: # where its text comes from, and its damaged rows without pictures
@@ -592,7 +615,7 @@ def fidelity(
                         "median": float(c.median()), "p90": float(c.quantile(.9)), "rank": rank} | {k: float(v) for k, v in errors.items()})
     return out
 
-# %% ../nbs/03_frozen.ipynb #c070
+# %% ../nbs/03_frozen.ipynb #c073
 def fidelity_figure(
     rows:list[dict], # from `fidelity`
 ): # a matplotlib figure
@@ -616,7 +639,7 @@ def fidelity_figure(
     left.legend(fontsize=7); right.legend(fontsize=6, ncols=2)
     return fig
 
-# %% ../nbs/03_frozen.ipynb #c075
+# %% ../nbs/03_frozen.ipynb #c078
 @dataclass
 class FidelityConfig:
     "Compare simulated text with text that was read again, over two frozen sets of the same samples"
@@ -640,7 +663,7 @@ def _fidelity(cfg:FidelityConfig):
         with atomic_path(Path(cfg.out).with_suffix(".png")) as p: fidelity_figure(rows).savefig(p, dpi=130, format="png")
     print(pd.DataFrame(rows).round(3).to_string(index=False))
 
-# %% ../nbs/03_frozen.ipynb #c076
+# %% ../nbs/03_frozen.ipynb #c079
 COMMANDS = {"freeze": (FreezeConfig, _freeze), "verify": (VerifyConfig, _verify), "fidelity": (FidelityConfig, _fidelity)}
 
 @console
@@ -658,5 +681,5 @@ def main(
         print("\n".join(["r3nb_corrupt COMMAND ..., each with its own --help", *lines, "  gallery   the command below; the word may be left out", ""]))
     gallery_main(words[1:] if name == "gallery" else words)
 
-# %% ../nbs/03_frozen.ipynb #c078
+# %% ../nbs/03_frozen.ipynb #c081
 if __name__ == "__main__" and "__file__" in globals(): main()

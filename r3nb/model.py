@@ -11,7 +11,7 @@ __all__ = ['LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'GATE_FLOOR', 'RATIOS', 
            'read_ends', 'per_token_inputs', 'grown_value', 'fit_picture', 'widest_ratio', 'read_manner', 'R3Collator',
            'signals', 'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id', 'R3Model',
            'language_layers', 'lora_pattern', 'add_lora', 'open_backbone', 'R3Output', 'Generated', 'to_device',
-           'check_inputs', 'check_backbone']
+           'check_inputs', 'compare_logits', 'check_backbone']
 
 # %% ../nbs/05_model.ipynb #c003
 import hashlib
@@ -525,8 +525,8 @@ class R3Collator:
 
 # %% ../nbs/05_model.ipynb #c062
 @patch
-def evidence(self: R3Collator, examples: list[Example])->dict:
-    "Tensors of the pages, the own picture, the signals and the targets."
+def evidence(self: R3Collator, examples: list[Example], bare: bool = False)->dict:
+    "Tensors of the pages, the own picture, the signals and the targets; bare, only the scores of the pages."
     c, K = self.config, max([1, *(len(e.pages) for e in examples)])
     dims = {"text": c.text_dim, "image": c.image_dim}
     scores, out = np.full((len(examples), 2, K), np.nan, np.float32), {}
@@ -540,6 +540,7 @@ def evidence(self: R3Collator, examples: list[Example])->dict:
                                   f"set {name}_dim to the index's width")
             vectors[i, :len(e.pages)] = e.vectors[name]
         out |= {name: vectors, f"score_{name}": np.nan_to_num(scores[:, j]), f"in_{name}": ~np.isnan(scores[:, j])}
+    if bare: return {k: torch.from_numpy(v) for k, v in out.items() if k not in CHANNELS}
     if len(examples[0].own) != c.image_dim:
         raise ConfigError(f"own-image vectors have width {len(examples[0].own)}, the model expects image_dim {c.image_dim}")
     out |= {"own": np.stack([e.own for e in examples]), "signals": np.array([signals(e, self.tokenizer) for e in examples], np.float32),
@@ -660,15 +661,16 @@ def __call__(self: R3Collator,
     examples: list[Example], # the samples of the batch
     model=None, # whose gate ranks evidence text; None ranks by score alone
     answers: bool = True, # append answers and make labels?
-    teacher: bool = False # add the clean inputs?
+    teacher: bool = False, # add the clean inputs?
+    bare: bool = False # leave out what only the modules read?
 )->dict: # inputs, labels, evidence, meta (and teacher)
     "Make one batch."
-    evidence = self.evidence(examples)
+    evidence = self.evidence(examples, bare)
     weights = rank_pages(evidence, self.config, model)
     wanted = [e.record.answer for e in examples] if answers else None
     fit = lambda images: [fit_picture(im, self.manner.ratio) for im in images]
     batch, prompts, quoted = self.fitted(examples, weights, fit([e.corrupted.image for e in examples]), wanted)
-    batch |= {"evidence": evidence, "meta": [self.meta(*x) for x in zip(examples, prompts, quoted, strict=True)]}
+    batch |= {"evidence": None if bare else evidence, "meta": [self.meta(*x) for x in zip(examples, prompts, quoted, strict=True)]}
     if teacher: batch["teacher"] = self.fitted(examples, weights, fit([e.clean[0] for e in examples]), wanted, clean=True)[0]
     return batch
 
@@ -734,7 +736,6 @@ class R3Model(nn.Module):
 
     def __init__(self, backbone, processor, config: R3Config, source: dict):
         super().__init__()
-        if backbone.config.is_encoder_decoder: raise ConfigError("it is an encoder-decoder; the prompt and its soft tokens must stand before the answer")
         self.processor, self.r3, self.source = processor, config, source
         self.placeholder_ids = add_placeholders(backbone, processor.tokenizer)
         processor.manner = read_manner(processor, backbone)
@@ -795,15 +796,16 @@ def open_backbone(folder: Path, dtype: str = "float32"): # model, processor
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     local = {"trust_remote_code": False, "local_files_only": True}
     try:
-        kind = AutoConfig.from_pretrained(folder, **local).model_type
-        model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local)
+        if AutoConfig.from_pretrained(folder, **local).is_encoder_decoder:
+            raise ConfigError("it is an encoder-decoder, which reads its prompt apart from the answer; take a decoder-only model")
         processor = AutoProcessor.from_pretrained(folder, **local)
-    except (OSError, *REFUSALS, ImportError) as e:
-        raise ConfigError(f"transformers cannot open it as AutoModelForImageTextToText with AutoProcessor, without remote code ({type(e).__name__}: "
+        model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local)
+    except (OSError, ImportError, *REFUSALS) as e:
+        raise ConfigError(f"transformers does not open it as AutoModelForImageTextToText with AutoProcessor, without remote code ({type(e).__name__}: "
                           f"{one_line(str(e))[:300]})") from e
     if report["missing_keys"] or report.get("mismatched_keys"):
         raise CheckpointError(f"{folder}: weights are missing for {sorted(report['missing_keys'])[:3]}; save the complete model again")
-    return model.eval(), processor, kind
+    return model.eval(), processor
 
 @patch(cls_method=True)
 def from_pretrained(cls: R3Model,
@@ -814,9 +816,8 @@ def from_pretrained(cls: R3Model,
     "Open a backbone and put fresh LoRA and modules on it; a family that is not known to work is checked first."
     folder, source = resolve_backbone(backbone), {"backbone": str(backbone)}
     try:
-        model, processor, kind = open_backbone(folder, dtype)
-        model = cls(model, processor, config or R3Config(), source | {"backbone_sha256": weights_sha256(folder)}).eval()
-        if kind not in TESTED_FAMILIES: check_backbone(model)
+        model = cls(*open_backbone(folder, dtype), config or R3Config(), source | {"backbone_sha256": weights_sha256(folder)}).eval()
+        if model.config.model_type not in TESTED_FAMILIES: check_backbone(model)
     except ConfigError as e: raise ConfigError(f"backbone '{backbone}' cannot be used: {e}") from e
     return model
 
@@ -993,25 +994,30 @@ def check_steps(self: R3Model, inputs: dict, rows: tuple, collator: R3Collator, 
     return (torch.stack(out.logits, 1).float() - forced).abs().max().item()
 
 # %% ../nbs/05_model.ipynb #c105c
-TESTED_FAMILIES = ("qwen3_vl",)
+TESTED_FAMILIES = ("aya_vision", "gemma3", "glm4v", "idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "paligemma", "qwen2_5_vl",
+                   "qwen2_vl", "qwen3_vl", "smolvlm")
 
 @torch.no_grad()
-def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest difference of logits
-    "Try the tests of soft tokens on a model; one that does not hold is an error that says which."
+def compare_logits(model: R3Model)->tuple[dict, float]: # test -> the largest difference of logits; what counts as a difference
+    "Run the tests of soft tokens on a model."
     collator, (prompts, images, soft) = R3Collator(model.processor, model.r3), check_inputs(model)
     make = lambda p, im: model.cast(to_device(collator.inputs(p, im)["inputs"], model.device))
     inputs, embedding = make(prompts, images), model.get_input_embeddings()
     real = inputs["attention_mask"].bool()
-    far = lambda a, b: (a - b)[real].abs().max().item()
     plain, other = model.check_logits(inputs), model.check_logits(inputs, soft)
     own = tuple(embedding(inputs["input_ids"].new_tensor(t)).expand(2, s.shape[1], -1) for t, s in zip(model.placeholder_ids, soft, strict=True))
     inverted = [Image.eval(im, lambda v: 255 - v) for im in images]
     alone = [model.check_logits(make([p], [im]), tuple(s[i:i + 1] for s in soft))[0] for i, (p, im) in enumerate(zip(prompts, images, strict=True))]
     last = lambda a, b: (a - b)[:, -1].abs().amax(-1).min().item()
-    got = {"own rows": far(plain, model.check_logits(inputs, own)), "other rows": last(plain, other),
-           "other picture": last(plain, model.check_logits(make(prompts, inverted))), "in a batch": (other[real] - torch.cat(alone)).abs().max().item(),
-           "step by step": model.check_steps(inputs, soft, collator)}
     size = plain[real].abs().max().item() * (1e-4 if embedding.weight.dtype == torch.float32 else .05)
+    return {"own rows": (plain - model.check_logits(inputs, own))[real].abs().max().item(), "other rows": last(plain, other),
+            "other picture": last(plain, model.check_logits(make(prompts, inverted))), "in a batch": (other[real] - torch.cat(alone)).abs().max().item(),
+            "step by step": model.check_steps(inputs, soft, collator)}, size
+
+def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest difference of logits
+    "Try the tests of soft tokens on a model; one that does not hold is an error that says which."
+    try: got, size = compare_logits(model)
+    except (DataError, *REFUSALS) as e: raise ConfigError(f"it fails on a made-up question ({type(e).__name__}: {one_line(str(e))[:300]})") from e
     wrong = [] if got["other rows"] else ["soft tokens do not move the logits"]
     wrong += [f"{k}, the logits differ by {got[k]:.2g}" for k in ("in a batch", "step by step") if not got[k] <= size]
     if got["own rows"]: wrong += [f"the placeholders' own rows move the logits by {got['own rows']:.2g}"]

@@ -181,7 +181,7 @@ def paligemma():
     proc = of("paligemma", "PaliGemmaProcessor")(images, tok, chat_template=template("", "", "", role="''", speaker=""))
     text = text_config(tok, "gemma", head_dim=8, vocab_size=len(tok) + 16)
     cfg = of("paligemma", "PaliGemmaConfig")(text_config=text, vision_config=vision_config("siglip_vision_model", vision_use_head=False, projection_dim=32),
-                                             image_token_index=tok.convert_tokens_to_ids("<image>"), projection_dim=32, hidden_size=32)
+                                             image_token_index=tok.convert_tokens_to_ids("<image>"), projection_dim=32, hidden_size=32, tie_word_embeddings=False)
     return cfg, proc
 
 
@@ -216,7 +216,7 @@ FAMILIES = {f.__name__: f for f in (qwen2_5_vl, qwen2_vl, smolvlm, idefics3, ide
 NAMES = ["qwen3_vl", *FAMILIES]
 
 
-def backbone(name, folder, seed=0):
+def backbone(name, folder, seed=1):
     "Save a random model of a family with its processor."
     if name == "qwen3_vl": return tiny.backbone(folder)
     cfg, proc = FAMILIES[name]()

@@ -85,13 +85,13 @@ def records(n=8):
                      str(100 + i), [str(100 + i)], f"{names[i % 8]} report Total {100 + i} Orders {i * 7}", ocr_conf=.9) for i in range(n)]
 
 
-def world(folder, n=8):
-    "Write pictures, a JSONL, a CLIP and an index into a folder; return their paths."
+def world(folder, n=8, sizes=((96, 128),)):
+    "Write pictures (of the given sizes, in turn), a JSONL, a CLIP and an index into a folder; return their paths."
     from r3nb.indices import EvidenceIndex
     folder = Path(folder)
     (folder / "raw" / "demo").mkdir(parents=True, exist_ok=True)
     rows = records(n)
-    for i in range(n): page(i).save(folder / "raw" / "demo" / f"{i}.png")
+    for i in range(n): page(i, sizes[i % len(sizes)]).save(folder / "raw" / "demo" / f"{i}.png")
     write_jsonl(folder / "train.jsonl", [r.to_dict() for r in rows])
     clip(folder / "clip")
     EvidenceIndex.build(rows, folder / "raw", folder / "index", "minilm", str(folder / "clip"))
