@@ -8,9 +8,9 @@ __all__ = ['ORDER', 'SUMMARY', 'CLASSES', 'DRAWN', 'PAIR', 'POWER', 'GAINS', 'BY
            'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown', 'class_table',
            'mark_flips', 'curve_numbers', 'levels_in', 'robustness_table', 'damage_tables', 'gate_table',
            'confidence_table', 'correlation', 'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'tables_of',
-           'rescore', 'pick_cases', 'show', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match', 'number_row',
-           'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md', 'main',
-           'SubmissionConfig', 'question_id', 'submission', 'submission_main']
+           'rescore', 'scored_again', 'pick_cases', 'show', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match',
+           'number_row', 'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md',
+           'main', 'SubmissionConfig', 'question_id', 'submission', 'submission_main']
 
 # %% ../nbs/07_compare.ipynb #c002
 import re
@@ -74,7 +74,7 @@ def load_predictions(
         try: rows.append(flat_row(r, texts))
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise DataError(f"{path}:{line}: not a prediction ({type(e).__name__}: {e}); evaluate again, or mend this line") from e
-        if len(rows) == 20_000:
+        if len(rows) == 5_000:
             parts.append(pd.DataFrame(rows))
             rows = []
     df = pd.concat([*parts, *([pd.DataFrame(rows)] if rows else [])], ignore_index=True)
@@ -411,16 +411,18 @@ def rescore(
 )->dict: # the new summary
     "Compute scores and summary again from a predictions file, without any model"
     path = Path(path)
-    rows = [r for _, r in read_jsonl(path)]
-    for i, r in enumerate(rows, 1):
-        for k in ("dataset", "prediction", "references"):
-            if k not in r: raise DataError(f"{path}:{i}: field '{k}' is missing; it needs dataset, prediction and references")
-        r["scores"] = score(r["dataset"], r["prediction"], r["references"], r.get("meta", {}).get("metric")) if any(map(str.strip, r["references"])) else {}
-    write_jsonl(path, rows)
+    write_jsonl(path, scored_again(path))
     old = read_json(path.with_name(SUMMARY)) if path.with_name(SUMMARY).is_file() else {}
     summary = old | summarise(path, n_boot)
     write_json(path.with_name(SUMMARY), summary)
     return summary
+
+def scored_again(path): # yields rows
+    "The rows of a predictions file with fresh scores; rows without references have none"
+    for line, r in read_jsonl(path):
+        for k in ("dataset", "prediction", "references"):
+            if k not in r: raise DataError(f"{path}:{line}: field '{k}' is missing; it needs dataset, prediction and references")
+        yield r | {"scores": score(r["dataset"], r["prediction"], r["references"], r.get("meta", {}).get("metric")) if any(map(str.strip, r["references"])) else {}}
 
 # %% ../nbs/07_compare.ipynb #c083
 def pick_cases(

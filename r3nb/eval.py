@@ -680,7 +680,7 @@ def save_examples(
     folder, path = Path(cfg.out_dir)/"examples", Path(cfg.out_dir)/"predictions.jsonl"
     folder.mkdir(exist_ok=True)
     by_id, out = {r.sample_id: r for r in eval_records(cfg)}, []
-    picked = pick_cases(load_predictions(path), n)
+    picked = pick_cases(load_predictions(path, texts=False), n)
     wanted = {damage_key(p) for p in picked}
     rows = [r for _, r in read_jsonl(path) if damage_key(r) in wanted]
     pages, inputs = page_paths(cfg), open_inputs(cfg)
@@ -725,7 +725,7 @@ def settings_of(
 )->dict: # what is recorded with every score
     "The prompt's suffix, how answers are generated, and by which models and versions"
     files = ("model_name", "tokenizer", "checkpoint_dir", "lora_checkpoint_dir", "index_dir", "val_jsonl")
-    aside = {*FREE, *files, "image_root", "endpoint", "frozen"} # what changes no answer, and places
+    aside = {*FREE, *files, "image_root", "endpoint", "frozen", *["dtype"] * bool(cfg.endpoint)} # what changes no answer, and places
     hashes = {k: content_of(v) for k in files if (v := getattr(cfg, k)) and Path(v).exists()}
     installed = {d.name: d.version for d in importlib.metadata.distributions() if d.name in VERSIONS}
     return {k: v for k, v in asdict(cfg).items() if k not in aside} | {"prompt_suffix": suffix_of(cfg), "decoding": "greedy", "depends_on_batch_size": False,

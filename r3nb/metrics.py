@@ -75,6 +75,7 @@ def anls(
 NO_ANSWER = "<no answer>"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+@functools.lru_cache(4096) # the same pages are found for many questions
 def normalise(text:str)->str:
     "SQuAD's normal form: lower case, without punctuation, articles and spare blanks"
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
