@@ -167,6 +167,7 @@ def check_config(
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
 
+# %% ../nbs/08_eval.ipynb #c014a
 def check_damage(
     cfg:EvalConfig, # options of the run
 )->None:
