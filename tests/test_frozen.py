@@ -1,6 +1,5 @@
 """Frozen inputs: the same bytes whoever writes them, the same inputs from disk and on the fly, and no silent change."""
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from r3nb import frozen
 from r3nb.core import ConfigError, DataError, ImageError, R3Error, read_json, read_jsonl, write_jsonl
 from r3nb.corrupt import IMAGE_FAMILIES, TEXT_FAMILIES, corrupt
 from r3nb.eval import Answer, EvalConfig, evaluate, sweep
-from r3nb.frozen import (Condition, FreezeConfig, FreshInputs, FrozenInputs, Pages, Rereader, conditions_of, damage_key, fidelity, freeze, main,
+from r3nb.frozen import (FreezeConfig, Rereader, conditions_of, damage_key, fidelity, freeze, main,
                          verify, word_errors)
 
 TOY = "toy_ocr:Toy"
