@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,10 +65,11 @@ class Shown:
 def shown(
     record:QARecord, # a clean record
     image_root, # folder that its image path starts from
+    read:Callable=picture_bytes, # from the path of its picture to the bytes
 )->Shown:
     "A clean record as a reader meets it"
     r = record
-    return Shown(r.sample_id, r.image_id, r.dataset, r.split, r.question, r.pseudo_text, r.answers, picture_bytes(resolve_image(image_root, r.image_path)), r.meta)
+    return Shown(r.sample_id, r.image_id, r.dataset, r.split, r.question, r.pseudo_text, r.answers, read(resolve_image(image_root, r.image_path)), r.meta)
 
 # %% ../nbs/13_interchange.ipynb #c015
 PROMPTS = {"base": "prompt", "base+text": "prompt_text"} # mode: the column with its prompts
@@ -144,6 +146,7 @@ class Function(str):
 class _Dumper(yaml.SafeDumper): pass
 
 _Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", name))
+_Dumper.add_representer(str, lambda dumper, s: dumper.represent_scalar("tag:yaml.org,2002:str", s, style='"' if "\n" in s else None))
 
 def write_yaml(
     path, # the file to write
@@ -207,9 +210,10 @@ def clean_parts(
     "Each dataset of the clean records"
     records = eval_records(EvalConfig(val_jsonl=cfg.jsonl, image_root=cfg.image_root, dataset_prefixes=cfg.dataset_prefixes,
                                       max_eval_samples=cfg.max_eval_samples, sample_seed=cfg.sample_seed))
+    read = lru_cache(maxsize=8)(picture_bytes) # questions about one page stand together
     for dataset in dict.fromkeys(r.dataset for r in records):
         own = [r for r in records if r.dataset == dataset]
-        yield dataset, "", len(own), (shown(r, cfg.image_root) for r in own)
+        yield dataset, "", len(own), (shown(r, cfg.image_root, read) for r in own)
 
 # %% ../nbs/13_interchange.ipynb #c034
 FROZEN = ("sample_id", "image_id", "dataset", "split", "question", "answers", "pseudo_text", "damage", "level", "seed", "image", "meta")

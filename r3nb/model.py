@@ -8,10 +8,10 @@ __all__ = ['LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'GATE_FLOOR', 'RATIOS', 
            'VisualMemory', 'LatentImputation', 'MemoryAligner', 'AdaptiveGate', 'ConfidenceHead', 'text_signals',
            'image_signals', 'Reconstructed', 'Reconstruction', 'one_line', 'build_prompt', 'Example', 'QueryMemo',
            'merge_channels', 'make_examples', 'supports', 'gate_target', 'Manner', 'write_turns', 'encode_turns',
-           'read_ends', 'per_token_inputs', 'grown_value', 'fit_picture', 'widest_ratio', 'read_manner', 'R3Collator',
-           'signals', 'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id', 'R3Model',
-           'language_layers', 'lora_pattern', 'add_lora', 'open_backbone', 'R3Output', 'Generated', 'to_device',
-           'check_inputs', 'compare_logits', 'check_backbone']
+           'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'fit_picture', 'widest_ratio', 'read_manner',
+           'R3Collator', 'signals', 'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders',
+           'neutral_id', 'R3Model', 'language_layers', 'lora_pattern', 'add_lora', 'open_backbone', 'R3Output',
+           'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits', 'check_backbone']
 
 # %% ../nbs/05_model.ipynb #c003
 import hashlib
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -418,7 +419,9 @@ class Manner:
     lead: str = "" # what stands between prompt and answer
     end: str = "" # the token that closes an answer
     per_token: dict = field(default_factory=dict) # inputs with one value per token: their value at answer tokens, None repeats the last
+    nested: bool = True # are pictures given as a list for each question, or as one list?
     ratio: int = RATIOS[0] # how many times longer than the other one side of a picture may be
+    least: int = LEAST # how many pixels a side must have
 
 def write_turns(processor, manner: Manner, question: str, answer=None)->str: # with all marks
     "A question with a picture, and either the prompt for an answer or an answer (a string or a list of parts)."
@@ -427,11 +430,11 @@ def write_turns(processor, manner: Manner, question: str, answer=None)->str: # w
     own = {} if manner.template is None else {"chat_template": manner.template}
     return processor.apply_chat_template(turns, add_generation_prompt=answer is None, tokenize=False, **own)
 
-def encode_turns(processor, texts: list[str], images: list):
+def encode_turns(processor, manner: Manner, texts: list[str], images: list):
     "What the processor makes of written turns with one picture each; a beginning that the template wrote is not written again."
     bos = processor.tokenizer.bos_token
     begun = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
-    return processor(text=texts, images=[[im] for im in images], padding=True, return_tensors="pt", **begun)
+    return processor(text=texts, images=[[im] for im in images] if manner.nested else images, padding=True, return_tensors="pt", **begun)
 
 # %% ../nbs/05_model.ipynb #c058e
 REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, TemplateError) # what processors and templates raise
@@ -456,13 +459,20 @@ def read_ends(processor, manner: Manner)->Manner:
     return manner
 
 # %% ../nbs/05_model.ipynb #c058h
+def try_picture(processor, manner: Manner, text: str, image):
+    "Encode one question; the first time, find out whether pictures are given in lists of lists."
+    try: return encode_turns(processor, manner, [text], [image])
+    except REFUSALS as e: error = e
+    manner.nested = False
+    try: return encode_turns(processor, manner, [text], [image])
+    except REFUSALS: raise ConfigError(f"its processor does not take a question with a picture ({type(error).__name__}: {error})") from error
+
 def per_token_inputs(processor, manner: Manner, model=None)->dict: # name -> value at answer tokens, None repeats the last
     "Which of the processor's outputs have a value for each token."
     known = [p for p in PLACEHOLDERS if p in processor.tokenizer.get_vocab()]
     soft, made = "".join(known) * 2, []
     for question, size in ((soft + "Why?", (48, 64)), (soft + "Why is that so, and not other?", (64, 40))):
-        try: out = encode_turns(processor, [write_turns(processor, manner, question)], [Image.new("RGB", size, "navy")])
-        except REFUSALS as e: raise ConfigError(f"its processor does not take a question with a picture ({type(e).__name__}: {e})") from e
+        out = try_picture(processor, manner, write_turns(processor, manner, question), Image.new("RGB", size, "navy"))
         if "attention_mask" not in out: raise ConfigError("its processor returns no attention mask")
         counts = [int((out["input_ids"] == i).sum()) for i in processor.tokenizer.convert_tokens_to_ids(known)]
         if any(n != 2 for n in counts): raise ConfigError(f"its processor turns 2 placeholders of each kind into {counts}")
@@ -478,19 +488,20 @@ def grown_value(model, name: str, value: torch.Tensor): # a number, or None for 
     return None if same else grown[:, -1].flatten()[0].item()
 
 # %% ../nbs/05_model.ipynb #c058k
-def fit_picture(image, ratio: int): # the same picture, or a wider canvas
+def fit_picture(image, manner: Manner): # the same picture, or a wider canvas
     "Add white below or to the right of a picture that is too thin for the processor."
-    least = max(LEAST, -(-max(image.size) // ratio))
+    least = max(manner.least, -(-max(image.size) // manner.ratio))
     if min(image.size) >= least: return image
     canvas = Image.new("RGB", [max(least, side) for side in image.size], "white")
     canvas.paste(image, (0, 0))
     return canvas
 
-def widest_ratio(processor, text: str)->int:
+def widest_ratio(processor, manner: Manner)->int:
     "The largest of `RATIOS` at which wide and tall pictures pass the processor."
+    text = write_turns(processor, manner, "Why?")
     for ratio in RATIOS:
         sizes = (LEAST * ratio, LEAST), (LEAST, LEAST * ratio), (LEAST, LEAST)
-        try: encode_turns(processor, [text] * 3, [Image.new("RGB", s, "navy") for s in sizes])
+        try: encode_turns(processor, manner, [text] * 3, [Image.new("RGB", s, "navy") for s in sizes])
         except REFUSALS: continue
         return ratio
     raise ConfigError(f"its processor refuses pictures of which one side is {RATIOS[-1]} times the other")
@@ -506,7 +517,7 @@ def read_manner(processor, model=None)->Manner:
     if tok.pad_token is None: tok.pad_token = tok.eos_token or next(iter(tok.added_tokens_decoder.values())).content
     manner = read_ends(processor, Manner(template))
     manner.per_token = per_token_inputs(processor, manner, model)
-    manner.ratio = widest_ratio(processor, write_turns(processor, manner, "Why?"))
+    manner.ratio = widest_ratio(processor, manner)
     return manner
 
 # %% ../nbs/05_model.ipynb #c060
@@ -592,7 +603,7 @@ def prompt(self: R3Collator,
 @patch
 def process(self: R3Collator, prompts: list[str], images: list)->tuple[list[dict], dict]: # rows of per-token inputs, other inputs
     "Run the backbone's processor and take its padding off again."
-    out = encode_turns(self.processor, [write_turns(self.processor, self.manner, p) for p in prompts], images)
+    out = encode_turns(self.processor, self.manner, [write_turns(self.processor, self.manner, p) for p in prompts], images)
     real = out["attention_mask"].bool()
     rows = [{k: out[k][i][m] for k in self.manner.per_token} for i, m in enumerate(real)]
     return rows, {k: v for k, v in out.items() if k not in self.manner.per_token and k not in ("attention_mask", "labels")}
@@ -668,7 +679,7 @@ def __call__(self: R3Collator,
     evidence = self.evidence(examples, bare)
     weights = rank_pages(evidence, self.config, model)
     wanted = [e.record.answer for e in examples] if answers else None
-    fit = lambda images: [fit_picture(im, self.manner.ratio) for im in images]
+    fit = lambda images: [fit_picture(im, self.manner) for im in images]
     batch, prompts, quoted = self.fitted(examples, weights, fit([e.corrupted.image for e in examples]), wanted)
     batch |= {"evidence": None if bare else evidence, "meta": [self.meta(*x) for x in zip(examples, prompts, quoted, strict=True)]}
     if teacher: batch["teacher"] = self.fitted(examples, weights, fit([e.clean[0] for e in examples]), wanted, clean=True)[0]
@@ -739,7 +750,7 @@ class R3Model(nn.Module):
         self.processor, self.r3, self.source = processor, config, source
         self.placeholder_ids = add_placeholders(backbone, processor.tokenizer)
         processor.manner = read_manner(processor, backbone)
-        self.config = backbone.config
+        self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
         embedding = backbone.get_input_embeddings()
         look = lambda *ids: embedding(torch.tensor(ids, device=embedding.weight.device)).detach().float() # as the hook sees it: Gemma scales its rows
@@ -775,7 +786,8 @@ def lora_pattern(backbone, targets: list[str])->str: # a regular expression over
     root, layers = language_layers(backbone)
     known = sorted({n.rsplit(".", 1)[-1] for n in layers})
     if not known: raise ConfigError("its language model has no linear layers, so LoRA has no place; set lora_r to 0")
-    if targets == LORA_TARGETS: targets = [t for t in targets if t in known] or known
+    usual = [n for n in layers if n.rsplit(".", 1)[-1] in targets]
+    if targets == LORA_TARGETS: targets = [t for t in targets if t in known] if 2 * len(usual) > len(layers) else known
     for t in targets:
         if t not in known: raise ConfigError(f"lora_targets: the language model has no linear layer '{t}'{nearest(t, known)}")
     return rf"(?!.*(visual|vision)){re.escape(root + '.' if root else '')}(.*\.)?({'|'.join(map(re.escape, targets))})"
@@ -902,7 +914,8 @@ def ready(self: R3Model, inputs: dict)->dict:
     base, rest = self.base, {k: v for k, v in inputs.items() if k != "input_ids"}
     if "position_ids" in inspect.signature(base.forward).parameters:
         rest["position_ids"] = base._prepare_position_ids_for_generation(inputs["input_ids"], rest)
-    return base.prepare_inputs_for_generation(inputs["input_ids"], use_cache=False, is_first_iteration=True, **rest) | {"use_cache": False}
+    out = base.prepare_inputs_for_generation(inputs["input_ids"], use_cache=False, is_first_iteration=True, **rest)
+    return {k: v for k, v in out.items() if k != "logits_to_keep"} | {"use_cache": False}
 
 @patch
 def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
@@ -911,8 +924,8 @@ def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
     with self.role(role) as modules:
         inputs, rows, seen = self.run_modules(batch, modules)
         keep = None if labels is None else F.pad(labels[:, 1:] != -100, (0, 1))
-        slim = keep is not None and "logits_to_keep" in inspect.signature(self.base.forward).parameters
-        with self.soft.use(rows): logits = self.base(**self.ready(inputs), **({"logits_to_keep": keep} if slim else {})).logits
+        slim = keep is not None and self.slim
+        with self.soft.use(rows): logits = self.base(**self.ready(inputs) | ({"logits_to_keep": keep} if slim else {})).logits
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
@@ -993,6 +1006,27 @@ def check_steps(self: R3Model, inputs: dict, rows: tuple, collator: R3Collator, 
     forced = self.check_logits(inputs | longer | {"attention_mask": mask}, rows)[:, start - 1:-1]
     return (torch.stack(out.logits, 1).float() - forced).abs().max().item()
 
+@torch.no_grad()
+def keeps_mask(model: R3Model, inputs: dict)->bool:
+    "Does the backbone compute logits at the positions of a mask, and the right ones?"
+    mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool).index_fill(1, torch.tensor([-4, -2], device=model.device) % inputs["input_ids"].shape[1], True)
+    want = model.check_logits(inputs)[mask]
+    try: got = model.base(**model.ready(inputs) | {"logits_to_keep": mask}).logits
+    except REFUSALS: return False
+    return got.shape == want.shape and torch.allclose(got.float(), want, atol=1e-3 * want.abs().max().item())
+
+@torch.no_grad()
+def narrow_shapes(model: R3Model)->None:
+    "Try thin and small pictures on a model; its manner keeps to the shapes that pass."
+    collator, manner = R3Collator(model.processor, model.r3), model.processor.manner
+    make = lambda sizes: model.cast(to_device(collator.inputs(["Why?"] * len(sizes), [Image.new("RGB", s, "navy") for s in sizes])["inputs"], model.device))
+    for ratio, least in product([r for r in RATIOS if r <= manner.ratio], (LEAST, 4 * LEAST)):
+        manner.ratio, manner.least = ratio, least
+        wide, small = (4000, -(-4000 // ratio)), (least * ratio, least)
+        try: make([wide, wide[::-1], (640, 480)]); model.check_logits(make([small, small[::-1], (least, least)]))
+        except REFUSALS: continue
+        return
+
 # %% ../nbs/05_model.ipynb #c105c
 TESTED_FAMILIES = ("aya_vision", "gemma3", "glm4v", "idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "paligemma", "qwen2_5_vl",
                    "qwen2_vl", "qwen3_vl", "smolvlm")
@@ -1012,7 +1046,7 @@ def compare_logits(model: R3Model)->tuple[dict, float]: # test -> the largest di
     size = plain[real].abs().max().item() * (1e-4 if embedding.weight.dtype == torch.float32 else .05)
     return {"own rows": (plain - model.check_logits(inputs, own))[real].abs().max().item(), "other rows": last(plain, other),
             "other picture": last(plain, model.check_logits(make(prompts, inverted))), "in a batch": (other[real] - torch.cat(alone)).abs().max().item(),
-            "step by step": model.check_steps(inputs, soft, collator)}, size
+            "step by step": model.check_steps(inputs, soft, collator), "logits at a mask": float(model.slim and keeps_mask(model, inputs))}, size
 
 def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest difference of logits
     "Try the tests of soft tokens on a model; one that does not hold is an error that says which."
@@ -1022,6 +1056,8 @@ def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest diff
     wrong += [f"{k}, the logits differ by {got[k]:.2g}" for k in ("in a batch", "step by step") if not got[k] <= size]
     if got["own rows"]: wrong += [f"the placeholders' own rows move the logits by {got['own rows']:.2g}"]
     if wrong: raise ConfigError(f"it fails the test of soft tokens ({'; '.join(wrong)})")
+    model.slim = bool(got["logits at a mask"])
+    if model.config.model_type not in TESTED_FAMILIES: narrow_shapes(model)
     return got
 
 # %% ../nbs/05_model.ipynb #c107

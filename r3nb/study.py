@@ -7,7 +7,7 @@ __all__ = ['PARAMETERS', 'GIVEN', 'QUIET', 'TARGETS', 'code_cells', 'parameters_
            'Profile', 'stage_params', 'load_profile', 'imports_of', 'code_of', 'content_key', 'Tee', 'kernel_class',
            'StageError', 'execute', 'Run', 'locked', 'outputs_exist', 'attempt', 'make_task', 'Ledger', 'StageRunner',
            'open_ledger', 'clock', 'StageReporter', 'run_stages', 'variants_of', 'link_borrowed', 'StudyConfig',
-           'pick_stages', 'status', 'show_status', 'first_table', 'closing', 'across', 'study', 'main']
+           'pick_stages', 'status', 'show_status', 'first_table', 'closing', 'after_all', 'study', 'main']
 
 # %% ../nbs/11_study.ipynb #c003
 import ast
@@ -124,6 +124,7 @@ class Profile:
     seed: int # the default seed of every stage
     params: dict # per stage folder, the parameters that the profile gives
     variants: list = field(default_factory=list) # profiles that differ from this one in a few parameters
+    across: dict = field(default_factory=dict) # the same as `params`, for the notebooks about all variants
 
 def _value(v, default, where:str, name:str):
     "A profile's value in the type of the notebook's default"
@@ -160,13 +161,16 @@ def _name(v, where:str)->str:
 def load_profile(
     path, # the YAML file
     stages:list[Stage], # the stages it may speak of
+    across:list[Stage]=(), # those about all variants
 )->Profile:
     "Read a profile; every key must be a stage or a stage's parameter"
     d, lines = read_yaml(path)
     at = lambda *keys: f"{path}:{lines[tuple(map(str, keys))]}" if tuple(map(str, keys)) in lines else str(path)
     name, seed, variants = _name(d.get("name", Path(path).stem), at("name")), d.get("seed", 0), d.get("variants", {})
     if type(seed) is not int or seed < 0: raise ConfigError(f"{at('seed')}: seed should be a whole number from 0, found {seed!r}")
-    out = Profile(name, seed, stage_params(d, stages, at, ("name", "seed", "variants")))
+    keys = {s.key for s in across}
+    out = Profile(name, seed, stage_params({k: v for k, v in d.items() if k not in keys}, stages, at, ("name", "seed", "variants", *keys)))
+    out.across = stage_params({k: v for k, v in d.items() if k in keys}, across, at)
     if not isinstance(variants, dict): raise ConfigError(f"{at('variants')}: variants should hold what differs, by name of the variant, found {variants!r}")
     for v, given in variants.items():
         if not isinstance(given, dict | None): raise ConfigError(f"{at('variants', v)}: variant '{v}' should hold stages and their parameters, found {given!r}")
@@ -526,27 +530,28 @@ def closing(run:Run)->None:
     for n in reports[:1]: print(f"\nreport: {last/n}")
 
 # %% ../nbs/11_study.ipynb #c076
-def across(
+def after_all(
     runs:list[Run], # the variants
     profile:Profile, # the profile that they belong to
-    folder, # where the notebooks about all variants are
+    stages:list[Stage], # the notebooks about all variants
     out:Path, # the folder of the study
 )->list[Run]: # one run, or none
     "What follows when all variants have ended"
-    if not profile.variants or not Path(folder).is_dir(): return []
-    stages, names = find_stages(folder), [r.dir.name for r in runs]
-    params = {s.folder: {"variants": names} if "variants" in s.defaults else {} for s in stages}
+    if not profile.variants or not stages: return []
+    names = {"variants": [r.dir.name for r in runs]}
+    params = {s.folder: names | profile.across[s.folder] if "variants" in s.defaults else profile.across[s.folder] for s in stages}
     return [Run(Profile("all", profile.seed, params), stages, out, before=[r.dir/r.stages[-1].folder/"manifest.json" for r in runs], label="all variants: ")]
 
 def study(
     cfg:StudyConfig, # what to run
 )->list[Run]: # the finished runs
     "Check everything, run what is stale, print the scores"
-    stages = find_stages(cfg.stages)
-    profile = load_profile(cfg.profile, stages)
+    stages, last = find_stages(cfg.stages), Path(cfg.stages)/"across"
+    last = find_stages(last) if last.is_dir() else []
+    profile = load_profile(cfg.profile, stages, last)
     out, only = Path(cfg.out)/profile.name, pick_stages(cfg.only, stages)
     runs = variants_of(profile, stages, out)
-    runs += [] if only else across(runs, profile, Path(cfg.stages)/"across", out)
+    runs += [] if only else after_all(runs, profile, last, out)
     if cfg.list:
         for run in runs: show_status(run)
         return runs

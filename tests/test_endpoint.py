@@ -207,19 +207,31 @@ def test_a_server_that_is_down_is_given_up(world, tmp_path, monkeypatch):
 def test_what_arrives_is_what_was_damaged(world, tmp_path):
     "The pixels of every picture and the settings of every request"
     with Chat() as server: sweep(config(world, server.url, tmp_path/"out"))
-    cases = [c for level in (0, .6) for c in damage(world.records, level, 0, EvalConfig(image_root=str(world.root)))]
+    cases = [c for level in (0, .6) for c in damage(world.records, "drawn", level, 0, EvalConfig(image_root=str(world.root)))]
     assert {a.pixels for a in server.log} == {c.seen.image.convert("RGB").tobytes() for c in cases}
     assert all(a.png.startswith(b"\x89PNG") and Image.open(io.BytesIO(a.png)).mode == "RGB" for a in server.log)
     assert {(a.body["temperature"], a.body["max_tokens"], a.body["model"], len(a.body["messages"])) for a in server.log} == {(0, 5, "tiny", 1)}
     assert {frozenset(a.body) for a in server.log} == {frozenset(("model", "messages", "temperature", "max_tokens"))}
 
 
+def test_a_picture_too_thin_for_the_model_gets_the_margin_of_the_local_one(world, tmp_path):
+    from r3nb.model import fit_picture
+    thin = Image.effect_noise((3000, 8), 90).convert("RGB")
+    thin.save(tmp_path/"thin.png")
+    write_jsonl(tmp_path/"val.jsonl", [replace(world.records[0], image_path="thin.png")])
+    cfg = dict(val_jsonl=str(tmp_path/"val.jsonl"), eval_mode=["base"], clean_only=True)
+    with Chat() as server:
+        for name, tokenizer in (("whole", str(world.backbone)), ("pieces", "")): sweep(replace(config(world, server.url, tmp_path/name, **cfg), image_root=str(tmp_path), tokenizer=tokenizer))
+    assert [a.pixels for a in server.log] == [fit_picture(thin, 190).tobytes(), thin.tobytes()] and fit_picture(thin, 190).size != thin.size
+
+
 def test_empty_and_cut_answers_are_kept_and_counted(world, tmp_path):
     say = lambda asked: (None, "stop") if "Text:" not in asked.prompt and "Oslo" in asked.prompt else ("It is diffic", "length") if "Text:" in asked.prompt else ("100", "stop")
     with Chat(answer=say) as server: summary = evaluate(config(world, server.url, tmp_path/"out", clean_only=True, prompt_suffix=" Short."))
     assert summary["endpoint"]["answers"] == [{"mode": "base", "n": 8, "empty": 1, "cut": 0}, {"mode": "base+text", "n": 8, "empty": 0, "cut": 8}]
+    assert summary["settings"]["max_new_tokens"] == 5 and summary["settings"]["prompt_suffix"] == " Short." and summary["settings"]["served"] and "dtype" not in summary["settings"]
     known = {"model": "tiny", "answered_as": "tiny", "temperature": 0, "max_tokens": 5, "images": "PNG", "budgets": COUNTED[None]}
-    assert {k: summary["endpoint"][k] for k in known} == known and summary["prompt_suffix"] == " Short." and summary["max_new_tokens"] == 5
+    assert {k: summary["endpoint"][k] for k in known} == known
     assert read_json(tmp_path/"out/summary.json")["endpoint"] == summary["endpoint"]
     assert all(a.prompt.endswith(" Short.") for a in server.log) and server.url not in (tmp_path/"out/summary.json").read_text()
 

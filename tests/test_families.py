@@ -230,12 +230,12 @@ def replace_root(world, root, folder, n):
 def test_ordinary_pictures_are_not_touched(folders):
     for size in ((640, 480), (1900, 10), (8, 8)):
         im = Image.new("RGB", size)
-        assert m.fit_picture(im, 190) is im
+        assert m.fit_picture(im, m.Manner(ratio=190)) is im
 
 
 def test_padding_keeps_every_pixel():
     im = Image.effect_noise((900, 3), 80).convert("RGB")
-    out = m.fit_picture(im, 50)
+    out = m.fit_picture(im, m.Manner(ratio=50))
     assert out.size == (900, 18) and out.crop((0, 0, 900, 3)).tobytes() == im.tobytes() and out.getpixel((5, 10)) == (255, 255, 255)
 
 

@@ -283,7 +283,7 @@ def test_console_script_help():
 
 def test_variants_share_their_first_stages(lab, capsys):
     lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {sum: {scale: 2}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
-    write_stage(lab.stages/"across", "0_all", "variants = ['none']", "metrics = {v: read_json(f'{study_dir}/{v}/2_say/metrics.json')['total'] for v in variants}")
+    write_stage(lab.stages/"across", "0_all", "variants = ['none']\nfactor = 1.0", "metrics = {v: factor*read_json(f'{study_dir}/{v}/2_say/metrics.json')['total'] for v in variants}")
     assert lab.ran(capsys) == ["main", "main", "main", "double", "double", "small", "small", "small", "all"]
     assert lab.metrics("0_all") == {"main": 6.0, "double": 12.0, "small": 2.0}
     assert os.readlink(lab.dir/"double/0_make") == "../main/0_make"
@@ -291,6 +291,8 @@ def test_variants_share_their_first_stages(lab, capsys):
     assert lab.ran(capsys) == []
     lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {sum: {scale: 3}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
     assert lab.ran(capsys) == ["double", "double", "all"] and lab.metrics("0_all")["double"] == 18.0
+    lab.profile("make: {n: 4}\nall: {factor: 2}\nvariants:\n  main: {}\n  double: {sum: {scale: 3}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
+    assert lab.ran(capsys) == ["all"] and lab.metrics("0_all")["double"] == 36.0
     study.study(lab.config(list=True))
     assert "double: 0_make: as in main" in capsys.readouterr().out
     lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {make: {n: 3}, sum: {scale: 3}}\n")
