@@ -1073,10 +1073,12 @@ def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_check`."
     cfg = parse_cli(CheckConfig, argv, prog="r3nb_check")
     model = R3Model.from_pretrained(cfg.model_name, None, cfg.dtype)
-    got, m, (root, layers) = check_backbone(model), model.processor.manner, language_layers(model.base)
-    lora = sorted({n.split(".")[-2] for n, _ in model.base.named_modules() if n.endswith(".lora_A")})
-    print(f"{cfg.model_name} can be used as a backbone (family {model.config.model_type}, {len(layers)} linear layers in {root})\n"
-          f"an answer ends with {m.end!r}; LoRA goes into {', '.join(lora)}\n"
+    got, m = check_backbone(model), model.processor.manner
+    lora = [n.split(".")[-2] for n, _ in model.base.named_modules() if n.endswith(".lora_A")]
+    mask = "at the answer only" if got.pop("logits at a mask") else "at every position, because the model takes no mask"
+    print(f"{cfg.model_name} can be used as a backbone (family {model.config.model_type})\n"
+          f"LoRA goes into {len(lora)} layers of {language_layers(model.base)[0]}: {', '.join(sorted(set(lora)))}\n"
+          f"an answer ends with {m.end!r}; logits are computed {mask}\n"
           f"pictures are padded to at least {m.least} pixels a side and to sides that differ by a factor of {m.ratio} at most\n"
           "largest differences of logits: " + ", ".join(f"{k} {v:.1e}" for k, v in got.items()))
 
