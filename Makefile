@@ -1,6 +1,7 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
 # make lab     JupyterLab on the notebooks
+# make interchange   the same questions through lmms-eval and through r3nb_eval
 # PROFILE=... and OUT=... choose another profile and folder for make study
 
 PROFILE ?= runs/profiles/mini.yaml
@@ -9,13 +10,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test lab
+.PHONY: help study test lab interchange
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -25,11 +27,17 @@ $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c locks/cpu.txt -e '.[dev]'
 	@touch $@
 
+# lmms-eval in a folder of its own: what it requires contradicts locks/cpu.txt, what it imports does not.
+$(LMMS)/.installed: $(STAMP) locks/lmms.txt
+	rm -rf $(LMMS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(LMMS) -r locks/lmms.txt
+	@touch $@
+
 study: $(STAMP)
 	$(BIN)/r3nb_study $(PROFILE) --out $(OUT)
 
 # nbdev-test leaves the stage notebooks out: they need the files of earlier stages, and the tiny study at the end executes each of them.
-test: $(STAMP)
+test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
 	$(BIN)/nbdev-test --skip-folder-re '^([_.].*|stages)$$' --n-workers 2
@@ -37,3 +45,6 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
+
+interchange: $(STAMP) $(LMMS)/.installed
+	$(BIN)/python scripts/check_lmms.py benchmarks/interchange.json

@@ -568,10 +568,11 @@ def progress(
     desc:str, # what is being done
     total:int|None=None, # how many, when the iterable cannot say
     unit:str="it", # what is counted, for the rate: `images` shows images/s
+    quiet:bool=False, # no bar, for processes beside the one that shows it
 )->tqdm: # the same items, with a bar
     "A plain progress bar on the error stream, fit for terminals and log files"
     live = getattr(sys.stderr, "isatty", lambda: False)()
-    return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 5, dynamic_ncols=live, file=sys.stderr)
+    return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 5, dynamic_ncols=live, file=sys.stderr, disable=quiet)
 
 # %% ../nbs/00_core.ipynb #c076
 def _watch_parent():

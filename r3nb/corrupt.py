@@ -6,8 +6,8 @@
 __all__ = ['IMAGE_FAMILIES', 'TEXT_FAMILIES', 'SHARPNESS', 'TARGETS', 'MAX_PIXELS', 'MAX_SIDE', 'GRID', 'CONFUSIONS',
            'draw_families', 'gaussian_blur', 'motion_blur', 'downsample', 'jpeg', 'gaussian_noise', 'low_light',
            'colour_jitter', 'occlusion', 'crop', 'working_size', 'damage_image', 'similarity_map', 'damage_text',
-           'Corrupted', 'corrupt', 'manifest_row', 'corruption_manifest', 'CorruptConfig', 'gallery_samples',
-           'gallery_figure', 'gallery', 'main']
+           'Corrupted', 'corrupt', 'image_sha256', 'manifest_row', 'corruption_manifest', 'CorruptConfig',
+           'gallery_samples', 'gallery_figure', 'gallery', 'main']
 
 # %% ../nbs/03_corrupt.ipynb #c003
 import functools
@@ -82,14 +82,17 @@ def jpeg(img, s, r):
 # %% ../nbs/03_corrupt.ipynb #c016
 @functools.lru_cache(maxsize=1)
 def _noise_field()->np.ndarray:
-    "A fixed field of Gaussian noise with standard deviation 32, in whole numbers"
-    return np.clip(np.rint(32*rng("noise field").standard_normal((509, 503, 3))), -127, 127).astype(np.int32)
+    "A fixed field of Gaussian noise with standard deviation 32, in whole numbers, 128 standing for zero"
+    return np.clip(128 + np.rint(32*rng("noise field").standard_normal((509, 503, 3))), 1, 255).astype(np.uint8)
 
 def _add_noise(img, sd, r):
     "Add the sample's window of the noise field, scaled to `sd` grey levels"
-    n = _noise_field()
-    rows, cols = ((np.arange(img.shape[a]) + r.integers(n.shape[a])) % n.shape[a] for a in (0, 1))
-    return cv2.add(img, (n[rows][:, cols]*round(8*sd)) >> 8, dtype=cv2.CV_8U)
+    field, (h, w) = _noise_field(), img.shape[:2]
+    top, left = (int(r.integers(n)) for n in field.shape[:2])
+    down, right = (max(0, n) for n in (top + h - field.shape[0], left + w - field.shape[1]))
+    window = cv2.copyMakeBorder(field, 0, down, 0, right, cv2.BORDER_WRAP)[top:top + h, left:left + w]
+    scaled = ((np.arange(256) - 128)*round(8*sd) >> 8).astype(np.int16)
+    return cv2.add(img, cv2.LUT(window, scaled), dtype=cv2.CV_8U)
 
 def gaussian_noise(img, s, r):
     "A grainy sensor: noise of 6 to 176 grey levels"
@@ -172,6 +175,15 @@ def damage_image(
 # %% ../nbs/03_corrupt.ipynb #c033
 GRID = 8 # cells per side of a confidence map
 
+def _block_means(x:np.ndarray, y:np.ndarray)->list[np.ndarray]:
+    "Means over blocks of 8 × 8 pixels: of x, y, x², y² and xy"
+    mean = lambda a: cv2.resize(a, (a.shape[1]//8, a.shape[0]//8), interpolation=cv2.INTER_AREA)
+    strips = []
+    for top in range(0, len(x), 64):
+        a, b = x[top:top + 64].astype(np.float32), y[top:top + 64].astype(np.float32)
+        strips.append([mean(v) for v in (a, b, a*a, b*b, a*b)])
+    return [np.concatenate(v) for v in zip(*strips, strict=True)]
+
 def similarity_map(
     clean:np.ndarray, # [H, W, 3] bytes
     damaged:np.ndarray, # [H, W, 3] bytes
@@ -180,10 +192,8 @@ def similarity_map(
     side = lambda n: 64*min(8, max(1, round(n/64)))
     size = (side(clean.shape[1]), side(clean.shape[0]))
     if size != clean.shape[1::-1]: clean, damaged = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (clean, damaged))
-    mean = lambda a: cv2.resize(a, (size[0]//8, size[1]//8), interpolation=cv2.INTER_AREA)
-    x, y = clean.astype(np.float32), damaged.astype(np.float32)
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x*x) - mx*mx, mean(y*y) - my*my, mean(x*y) - mx*my
+    mx, my, xx, yy, xy = _block_means(clean, damaged)
+    vx, vy, cov = xx - mx*mx, yy - my*my, xy - mx*my
     c1, c2 = (0.01*255)**2, (0.03*255)**2
     ssim = (2*mx*my + c1)*(2*cov + c2)/((mx*mx + my*my + c1)*(vx + vy + c2))
     return np.clip(cv2.resize(ssim.mean(axis=2), (GRID, GRID), interpolation=cv2.INTER_AREA), 0, 1)
@@ -272,7 +282,7 @@ def corrupt(
     _check_call(record, image, level, target)
     visual, textual = draw_families(record.sample_id, seed, families)
     if target == "none": textual = ()
-    key, clean = (seed, record.sample_id), np.asarray(image.convert("RGB"))
+    key, clean = (seed, record.sample_id), np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if visual and "gaussian_noise" not in visual and _flat(clean): visual += ("gaussian_noise",)
     pixels, texts, source = clean, dict(pseudo_text=record.pseudo_text, question=record.question), getattr(record, target, "")
     if level > 0:
@@ -284,13 +294,18 @@ def corrupt(
         families=visual + textual, sample_id=record.sample_id, level=float(level), seed=seed, target=target)
 
 # %% ../nbs/03_corrupt.ipynb #c062
+def image_sha256(
+    image:Image.Image, # RGB
+)->str:
+    "A hash of the size and the pixels of a picture, whatever file it came from"
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
 def manifest_row(
     c:Corrupted, # a damaged sample
 )->dict: # plain values for a JSONL file
     "What was done to a sample, with hashes of the result"
-    pixels = hashlib.sha256(repr(c.image.size).encode() + c.image.tobytes()).hexdigest()
     return dict(sample_id=c.sample_id, level=c.level, seed=c.seed, target=c.target, families=list(c.families), c_vis=round(c.c_vis, 4),
-        c_text=round(c.c_text, 4), image_sha256=pixels, text_sha256=sha256_text(c.pseudo_text),
+        c_text=round(c.c_text, 4), image_sha256=image_sha256(c.image), text_sha256=sha256_text(c.pseudo_text),
         question_sha256=sha256_text(c.question))
 
 def corruption_manifest(

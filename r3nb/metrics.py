@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'METRIC_KEYS', 'TASK_METRICS', 'relaxed_accuracy', 'anls', 'normalise', 'screenqa', 'exact_match',
            'token_f1', 'bleu', 'rouge_l', 'task_metric', 'score', 'area', 'retention', 'error_ratio', 'robustness',
-           'flip_rate', 'supported', 'answer_support', 'hallucinated', 'Interval', 'paired_bootstrap',
-           'detectable_difference', 'holm']
+           'flip_rate', 'supported', 'answer_support', 'hallucinated', 'Interval', 'resample', 'spread',
+           'paired_bootstrap', 'detectable_difference', 'holm', 'rank_correlation', 'calibration']
 
 # %% ../nbs/07_metrics.ipynb #c003
 import functools
@@ -75,6 +75,7 @@ def anls(
 NO_ANSWER = "<no answer>"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+@functools.lru_cache(4096) # the same pages are found for many questions
 def normalise(text:str)->str:
     "SQuAD's normal form: lower case, without punctuation, articles and spare blanks"
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
@@ -220,19 +221,23 @@ def flip_rate(
     right = clean >= threshold
     return float((damaged[right] < threshold).mean()) if right.any() else None
 
+def _stands_in(answer:str, texts:list[str])->bool:
+    "Does a normalised answer occur in one of the normalised texts, as whole words?"
+    if not answer or not any(answer in t for t in texts): return False
+    left, right = (r"(?<!\d)" if answer[0].isdigit() else r"(?<!\w)"), (r"(?!\d)" if answer[-1].isdigit() else r"(?!\w)")
+    return any(re.search(left + re.escape(answer) + right, t) for t in texts)
+
 def supported(
     answer:str, # a prediction or a reference
     texts:Iterable[str], # own text and evidence texts
 )->bool:
     "Does the answer occur in one of the texts, as whole words?"
-    if not (a := normalise(answer)): return False
-    left, right = (r"(?<!\d)" if a[0].isdigit() else r"(?<!\w)"), (r"(?!\d)" if a[-1].isdigit() else r"(?!\w)")
-    return any(re.search(left + re.escape(a) + right, normalise(t)) for t in texts)
+    return _stands_in(normalise(answer), [normalise(t) for t in texts])
 
 def answer_support(references:list[str], texts:Iterable[str])->bool:
     "Could a reader of the texts have found one of the references?"
-    texts = list(texts)
-    return any(supported(r, texts) for r in _check_pair("", references))
+    texts = [normalise(t) for t in texts]
+    return any(_stands_in(normalise(r), texts) for r in _check_pair("", references))
 
 def hallucinated(prediction:str, task_score:float, texts:Iterable[str], threshold:float=0.5)->bool:
     "Is a prediction wrong, and found in nothing that the model was shown?"
@@ -262,18 +267,40 @@ def _cluster_sums(a, b, clusters)->tuple[np.ndarray, np.ndarray]:
     sums = np.stack([np.bincount(member, column, len(names)) for column in d.T], axis=1)
     return sums, np.bincount(member, minlength=len(names)).astype(float)
 
-def _resampled_means(sums, sizes, n, r)->np.ndarray:
-    "Means [n, L] of `n` resamples of whole clusters"
-    c, out, chunk = len(sizes), [], max(1, 4_000_000//len(sizes))
-    table = np.column_stack([sums, sizes])
+def _counts(c:int, n:int, seed:int): # yields parts [k, C] of n rows
+    "How often each of `c` clusters is drawn in each of `n` resamples"
+    if n < 1: raise DataError(f"n is {n}; it counts resamples, so it should be 1 or more")
+    r, chunk = rng("paired_bootstrap", seed), max(1, 4_000_000//c)
     for i in range(0, n, chunk):
         k = min(chunk, n - i)
-        draws = r.integers(0, c, (k, c)) + c*np.arange(k)[:, None]
-        drawn = np.bincount(draws.ravel(), minlength=k*c).reshape(k, c) @ table
-        out.append(drawn[:, :-1]/drawn[:, -1:])
-    return np.concatenate(out)
+        draws = r.integers(0, c, (k, c))
+        draws += c*np.arange(k)[:, None]
+        yield np.bincount(draws.ravel(), minlength=k*c).reshape(k, c)
+
+def resample(
+    table, # [C, K] sums of each cluster
+    n:int=2000, # number of resamples
+    seed:int=0, # seed of the resamples
+)->np.ndarray: # [n, K] the same sums over resamples
+    "Column sums over `n` resamples of whole clusters"
+    table = np.asarray(table, float)
+    return np.concatenate([counts @ table for counts in _counts(len(table), n, seed)])
 
 # %% ../nbs/07_metrics.ipynb #c039
+def spread(
+    draws, # [n, ...] a statistic over resamples; NaN where it is undefined
+    value, # [...] the statistic as it was observed
+    alpha:float=0.05, # 1 − confidence
+)->Interval|list[Interval]: # one interval, or one for each column
+    "Interval and p-value of a statistic from its resamples"
+    draws, value = np.array(draws, float), np.asarray(value, float)
+    draws[np.abs(draws) < 1e-12] = 0 # sums that cancel leave rounding behind
+    low, high = np.nanquantile(draws, [alpha/2, 1 - alpha/2], axis=0)
+    tail = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
+    p = np.minimum(1, 2*(tail + 1)/((~np.isnan(draws)).sum(axis=0) + 1))
+    out = [Interval(*map(float, row)) for row in zip(*map(np.atleast_1d, (value, low, high, p)), strict=True)]
+    return out if value.ndim else out[0]
+
 def paired_bootstrap(
     a, # scores [N] or [N, L] of one mode
     b, # scores of the other mode, in the same order
@@ -283,14 +310,10 @@ def paired_bootstrap(
     alpha:float=0.05, # 1 − confidence
 )->Interval|list[Interval]: # one interval, or one for each column
     "Bootstrap interval of the mean difference a − b, drawing whole clusters"
-    if n < 1 or not 0 < alpha < 1: raise DataError(f"n is {n} and alpha {alpha}; n counts resamples, alpha lies between 0 and 1")
+    if not 0 < alpha < 1: raise DataError(f"alpha is {alpha}; it lies between 0 and 1")
     sums, sizes = _cluster_sums(a, b, clusters)
-    means = _resampled_means(sums, sizes, n, rng("paired_bootstrap", seed))
-    means[np.abs(means) < 1e-12] = 0 # sums of differences that cancel leave rounding behind
-    low, high = np.quantile(means, [alpha/2, 1 - alpha/2], axis=0)
-    tail = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-    p, diff = np.minimum(1, 2*(tail + 1)/(n + 1)), sums.sum(axis=0)/sizes.sum()
-    out = [Interval(*map(float, row)) for row in zip(diff, low, high, p, strict=True)]
+    drawn = resample(np.column_stack([sums, sizes]), n, seed)
+    out = spread(drawn[:, :-1]/drawn[:, -1:], sums.sum(axis=0)/sizes.sum(), alpha)
     return out if np.ndim(a) == 2 else out[0]
 
 # %% ../nbs/07_metrics.ipynb #c044
@@ -300,14 +323,16 @@ def detectable_difference(
     clusters, # [N] what each row belongs to
     power:float=0.8, # chance to see the difference
     alpha:float=0.05, # 1 − confidence of the interval
+    size:float=1.0, # size of the planned design as a multiple of this one
 )->float: # the smallest true difference that this design would show
-    "How large must a difference be for this many samples to show it?"
+    "How large must a difference be for this many samples, or `size` times as many, to show it?"
+    if not size > 0: raise DataError(f"size is {size}; it multiplies the number of clusters, so it should be above 0")
     sums, sizes = _cluster_sums(np.ravel(a), np.ravel(b), clusters)
     if len(sizes) < 2: raise DataError("one cluster says nothing about variation; compare on more images")
     mean = sums.sum()/sizes.sum()
     error = np.sqrt(len(sizes)/(len(sizes) - 1)*((sums[:, 0] - mean*sizes)**2).sum())/sizes.sum()
     z = NormalDist().inv_cdf
-    return float((z(1 - alpha/2) + z(power))*error)
+    return float((z(1 - alpha/2) + z(power))*error/np.sqrt(size))
 
 def holm(
     pvalues, # p-values by name, or a list of them
@@ -319,3 +344,43 @@ def holm(
     adjusted = np.empty(len(values))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order]*np.arange(len(values), 0, -1)))
     return dict(zip(pvalues, adjusted.tolist(), strict=True)) if isinstance(pvalues, dict) else adjusted.tolist()
+
+# %% ../nbs/07_metrics.ipynb #c047
+def _ranks(values, weights)->np.ndarray:
+    "Mid-ranks of values that occur as often as their weights say"
+    _, place = np.unique(values, return_inverse=True)
+    share = np.bincount(place, weights)
+    return (np.cumsum(share) - share/2)[place]
+
+def _weighted_correlation(x, y, w)->float:
+    "Pearson's correlation of weighted pairs, NaN when one side is constant"
+    x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
+    scale = np.sqrt((w*x*x).sum()*(w*y*y).sum())
+    return float((w*x*y).sum()/scale) if scale > 1e-12 else np.nan
+
+def rank_correlation(
+    a, # [N] estimates
+    b, # [N] what was measured
+    clusters, # [N] what each row belongs to
+    n:int=500, # number of resamples
+    seed:int=0, # seed of the resamples
+)->Interval|None: # None when one side is constant
+    "Spearman's rank correlation with an interval that resamples whole clusters"
+    a, b, (names, member) = np.asarray(a, float), np.asarray(b, float), np.unique(clusters, return_inverse=True)
+    rho = lambda w: _weighted_correlation(_ranks(a, w), _ranks(b, w), w)
+    if np.isnan(found := rho(np.ones(len(a)))): return None
+    return spread([rho(w[member]) for part in _counts(len(names), n, seed) for w in part], found)
+
+# %% ../nbs/07_metrics.ipynb #c049
+def calibration(
+    estimates, # [N] between 0 and 1
+    truths, # [N] what was measured
+    bins:int=10, # equal parts of the range from 0 to 1
+)->tuple[list[dict], float]: # the bins that hold something, and the expected calibration error
+    "Mean estimate against mean truth in bins of the estimate"
+    e, t = np.asarray(estimates, float), np.asarray(truths, float)
+    if e.shape != t.shape or not len(e): raise DataError(f"{e.shape} estimates and {t.shape} measured values; give one pair for each answer")
+    if not ((e >= 0) & (e <= 1) & np.isfinite(t)).all(): raise DataError("estimates should lie between 0 and 1, and measured values be numbers")
+    place = np.minimum((e*bins).astype(int), bins - 1)
+    rows = [{"bin": int(i), "n": int((place == i).sum()), "estimate": float(e[place == i].mean()), "truth": float(t[place == i].mean())} for i in np.unique(place)]
+    return rows, float(sum(r["n"]*abs(r["estimate"] - r["truth"]) for r in rows)/len(e))

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'TRADES', 'KEYS', 'COLORS', 'ICONS', 'PATTERNS', 'CHARTS', 'FURNITURE', 'FAMILY', 'FONTS', 'THEMES', 'DRAW',
-           'HUB_SPLIT', 'TEMPLATE_WORDS', 'SPECIALS', 'CHAT_TEMPLATE', 'ATTRIBUTES', 'MIX', 'PASS', 'COMMANDS',
-           'Entity', 'make_entity', 'world_of', 'entities', 'draw_icon', 'draw_band', 'Document', 'make_document',
-           'draw_screen', 'draw_infographic', 'draw_chart', 'questions', 'page_text', 'WorldConfig', 'plan_world',
-           'ask', 'raw_row', 'make_world', 'vocabulary', 'make_tokenizer', 'make_processor', 'make_backbone',
-           'evidence_about', 'lesson_text', 'packed_turns', 'Lessons', 'make_page', 'render_pages', 'answer_positions',
-           'lesson_scores', 'attributes', 'see', 'teach_eyes', 'PretrainConfig', 'teach', 'make_clip', 'clip_processor',
-           'teach_clip', 'sibling_at', 'pretrain_vlm', 'pretrain_clip', 'pretrain', 'assets_dir', 'backbone_dir',
-           'clip_dir', 'main']
+           'HUB_SPLIT', 'TEMPLATE_WORDS', 'SPECIALS', 'CHAT_TEMPLATE', 'RESPONSE', 'ATTRIBUTES', 'MIX', 'PASS',
+           'COMMANDS', 'Entity', 'make_entity', 'world_of', 'entities', 'draw_icon', 'draw_band', 'Document',
+           'make_document', 'draw_screen', 'draw_infographic', 'draw_chart', 'questions', 'page_text', 'WorldConfig',
+           'plan_world', 'ask', 'raw_row', 'make_world', 'vocabulary', 'make_tokenizer', 'make_processor',
+           'make_backbone', 'evidence_about', 'lesson_text', 'packed_turns', 'Lessons', 'make_page', 'render_pages',
+           'answer_positions', 'lesson_scores', 'attributes', 'see', 'teach_eyes', 'PretrainConfig', 'teach',
+           'make_clip', 'clip_processor', 'teach_clip', 'sibling_at', 'pretrain_vlm', 'pretrain_clip', 'pretrain',
+           'assets_dir', 'backbone_dir', 'clip_dir', 'main']
 
 # %% ../nbs/10_mini.ipynb #c002
 import math
@@ -355,6 +355,9 @@ def vocabulary():
     return {t: i for i, t in enumerate(dict.fromkeys([*SPECIALS, *chars, *["##" + c for c in chars if c.isalnum()], *numbers, *words]))}
 
 # %% ../nbs/10_mini.ipynb #c065
+RESPONSE = {"defaults": {"role": "assistant"}, "start_anchor": "<|im_start|> assistant",
+            "fields": {"content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"}}} # how a server finds the answer in a decoded turn
+
 def make_tokenizer():
     "The tiny models' tokenizer: words whole, anything else in characters."
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -364,7 +367,7 @@ def make_tokenizer():
     t.pre_tokenizer = pre_tokenizers.Split(Regex(r"[A-Z]?[a-z]+|[A-Z]|\d{1,2}|[^\sA-Za-z\d]"), "removed", invert=True)
     t.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|im_end|>", padding_side="left",
-                                   additional_special_tokens=SPECIALS[2:], clean_up_tokenization_spaces=False)
+                                   additional_special_tokens=SPECIALS[2:], response_template=RESPONSE, clean_up_tokenization_spaces=False)
 
 # %% ../nbs/10_mini.ipynb #c069
 def make_processor(tokenizer):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'GIVEN', 'QUIET', 'TARGETS', 'code_cells', 'parameters_of', 'Stage', 'find_stages', 'read_yaml',
-           'Profile', 'load_profile', 'imports_of', 'code_of', 'content_key', 'Tee', 'kernel_class', 'StageError',
-           'execute', 'Run', 'locked', 'outputs_exist', 'attempt', 'make_task', 'Ledger', 'StageRunner', 'open_ledger',
-           'clock', 'StageReporter', 'run_stages', 'StudyConfig', 'pick_stages', 'status', 'show_status', 'first_table',
-           'closing', 'study', 'main']
+           'Profile', 'stage_params', 'load_profile', 'imports_of', 'code_of', 'content_key', 'Tee', 'kernel_class',
+           'StageError', 'execute', 'Run', 'locked', 'outputs_exist', 'attempt', 'make_task', 'Ledger', 'StageRunner',
+           'open_ledger', 'clock', 'StageReporter', 'run_stages', 'variants_of', 'link_borrowed', 'StudyConfig',
+           'pick_stages', 'status', 'show_status', 'first_table', 'closing', 'after_all', 'study', 'main']
 
 # %% ../nbs/11_study.ipynb #c003
 import ast
@@ -123,6 +123,8 @@ class Profile:
     name: str # names the folder of the run
     seed: int # the default seed of every stage
     params: dict # per stage folder, the parameters that the profile gives
+    variants: list = field(default_factory=list) # profiles that differ from this one in a few parameters
+    across: dict = field(default_factory=dict) # the same as `params`, for the notebooks about all variants
 
 def _value(v, default, where:str, name:str):
     "A profile's value in the type of the notebook's default"
@@ -132,26 +134,49 @@ def _value(v, default, where:str, name:str):
         raise ConfigError(f"{where}: '{name}' should be {type(default).__name__} like its default {default!r}, found {v!r}") from None
 
 # %% ../nbs/11_study.ipynb #c022
+def stage_params(
+    given:dict, # a mapping from the profile: stage -> its parameters
+    stages:list[Stage], # the stages it may speak of
+    at, # a function: keys -> file and line
+    others:tuple=(), # further keys that are allowed beside the stages
+)->dict: # per stage folder, the parameters
+    "Check the names and types of stages' parameters"
+    known, params = {s.key: s for s in stages}, {s.folder: {} for s in stages}
+    for k, values in given.items():
+        if k in others: continue
+        if k not in known: raise ConfigError(f"{at(k)}: unknown stage '{k}'{nearest(k, [*known, *others])}")
+        if not isinstance(values, dict | None): raise ConfigError(f"{at(k)}: '{k}' should hold parameters by name, found {values!r}")
+        own = {p: v for p, v in known[k].defaults.items() if p not in ("out_dir", "study_dir")}
+        for p, v in (values or {}).items():
+            if p not in own: raise ConfigError(f"{at(k, p)}: unknown parameter '{p}' of stage '{k}'{nearest(p, own)}")
+            params[known[k].folder][p] = _value(v, own[p], at(k, p), p)
+    return params
+
+def _name(v, where:str)->str:
+    "A name that can be a folder's"
+    if not re.fullmatch(r"\w[\w.-]*", str(v)): raise ConfigError(f"{where}: name {v!r} should be a plain word, it names a folder")
+    return str(v)
+
+# %% ../nbs/11_study.ipynb #c022b
 def load_profile(
     path, # the YAML file
     stages:list[Stage], # the stages it may speak of
+    across:list[Stage]=(), # those about all variants
 )->Profile:
     "Read a profile; every key must be a stage or a stage's parameter"
     d, lines = read_yaml(path)
     at = lambda *keys: f"{path}:{lines[tuple(map(str, keys))]}" if tuple(map(str, keys)) in lines else str(path)
-    known, params = {s.key: s for s in stages}, {s.folder: {} for s in stages}
-    for k, given in d.items():
-        if k in ("name", "seed"): continue
-        if k not in known: raise ConfigError(f"{at(k)}: unknown stage '{k}'{nearest(k, [*known, 'name', 'seed'])}")
-        if not isinstance(given, dict | None): raise ConfigError(f"{at(k)}: '{k}' should hold parameters by name, found {given!r}")
-        own = {p: v for p, v in known[k].defaults.items() if p not in ("out_dir", "study_dir")}
-        for p, v in (given or {}).items():
-            if p not in own: raise ConfigError(f"{at(k, p)}: unknown parameter '{p}' of stage '{k}'{nearest(p, own)}")
-            params[known[k].folder][p] = _value(v, own[p], at(k, p), p)
-    name, seed = d.get("name", Path(path).stem), d.get("seed", 0)
-    if not re.fullmatch(r"\w[\w.-]*", str(name)): raise ConfigError(f"{at('name')}: name {name!r} should be a plain word, it names a folder")
+    name, seed, variants = _name(d.get("name", Path(path).stem), at("name")), d.get("seed", 0), d.get("variants", {})
     if type(seed) is not int or seed < 0: raise ConfigError(f"{at('seed')}: seed should be a whole number from 0, found {seed!r}")
-    return Profile(str(name), seed, params)
+    keys = {s.key for s in across}
+    out = Profile(name, seed, stage_params({k: v for k, v in d.items() if k not in keys}, stages, at, ("name", "seed", "variants", *keys)))
+    out.across = stage_params({k: v for k, v in d.items() if k in keys}, across, at)
+    if not isinstance(variants, dict): raise ConfigError(f"{at('variants')}: variants should hold what differs, by name of the variant, found {variants!r}")
+    for v, given in variants.items():
+        if not isinstance(given, dict | None): raise ConfigError(f"{at('variants', v)}: variant '{v}' should hold stages and their parameters, found {given!r}")
+        more = stage_params(given or {}, stages, lambda *keys, v=v: at("variants", v, *keys))
+        out.variants.append(Profile(_name(v, at("variants", v)), seed, {s: p | more[s] for s, p in out.params.items()}))
+    return out
 
 # %% ../nbs/11_study.ipynb #c025
 def imports_of(
@@ -290,6 +315,12 @@ class Run:
     dir: Path # the folder of the run
     lock: int|None = None # descriptor of the lock that is held
     error: R3Error|None = None # why a stage failed
+    borrowed: dict = field(default_factory=dict) # folder of a stage that another run makes -> that run's folder
+    before: list[Path] = field(default_factory=list) # manifests of other runs that every stage depends on
+    label: str = "" # how messages begin, where a study has several runs
+
+    @property
+    def own(self)->list[Stage]: return [s for s in self.stages if s.folder not in self.borrowed] # the stages that run here
 
     def params(self, stage:Stage)->dict:
         "What determines a stage's result and is passed to it, except for its folders"
@@ -297,7 +328,7 @@ class Run:
 
     def upstream(self, stage:Stage)->list[Path]:
         "The manifests of all earlier stages"
-        return [self.dir/s.folder/"manifest.json" for s in self.stages[:self.stages.index(stage)]]
+        return [*self.before, *(self.dir/s.folder/"manifest.json" for s in self.stages[:self.stages.index(stage)])]
 
     def start(self, stage:Stage)->None:
         "Prepare the stage's folder, resume or afresh, and execute its notebook"
@@ -385,7 +416,7 @@ class StageReporter(ConsoleReporter):
 
     def say(self, task, text):
         names = [s.folder for s in self.run.stages]
-        print(f"[{names.index(task.name) + 1}/{len(names)}] {task.name}: {text}", flush=True)
+        print(f"[{names.index(task.name) + 1}/{len(names)}] {self.run.label}{task.name}: {text}", flush=True)
 
     def skip_uptodate(self, task): self.say(task, "up to date")
 
@@ -408,12 +439,42 @@ def run_stages(
     only:list[str]=(), # run up to these stages; all when empty
 )->None:
     "Bring the stages up to date, in order"
-    control = TaskControl([make_task(run, s) for s in run.stages])
-    control.process(list(only) or None)
+    wanted = [o for o in only if o not in run.borrowed]
+    if only and not wanted: return
+    control = TaskControl([make_task(run, s) for s in run.own])
+    control.process(wanted or None)
     reporter, run.error = StageReporter(run), None
     StageRunner(open_ledger(run), reporter).run_all(control.task_dispatcher())
     if run.error: raise run.error
     for e in (*reporter.runtime_errors, *reporter.errors): raise StageError(e if isinstance(e, str) else e.get_msg())
+
+# %% ../nbs/11_study.ipynb #c065b
+def variants_of(
+    profile:Profile, # a profile with variants, or without
+    stages:list[Stage], # all stages
+    out:Path, # the folder of the study
+)->list[Run]: # one run for each variant
+    "The runs of a study; equal first stages are made by one of them"
+    if not profile.variants: return [Run(profile, stages, out)]
+    runs, makers = [], {}
+    for p in profile.variants:
+        run, past = Run(p, stages, out/p.name, label=f"{p.name}: "), []
+        for s in stages:
+            past.append(run.params(s))
+            maker = makers.setdefault(fingerprint(past), run.dir)
+            if maker != run.dir: run.borrowed[s.folder] = maker
+        runs.append(run)
+    return runs
+
+def link_borrowed(run:Run)->None:
+    "Put a link in the place of every stage that another run makes, and none elsewhere"
+    run.dir.mkdir(parents=True, exist_ok=True)
+    for s in run.stages:
+        here, maker = run.dir/s.folder, run.borrowed.get(s.folder)
+        if here.is_symlink() and (maker is None or here.resolve() != (maker/s.folder).resolve()): here.unlink()
+        if maker is None or here.is_symlink(): continue
+        if here.exists(): shutil.rmtree(here)
+        here.symlink_to(Path("..")/maker.name/s.folder, target_is_directory=True)
 
 # %% ../nbs/11_study.ipynb #c067
 @dataclass
@@ -438,18 +499,19 @@ def pick_stages(
 # %% ../nbs/11_study.ipynb #c070
 def status(
     run:Run, # the run
-)->list[tuple[Stage, bool]]: # each stage, and whether it would run
+)->list[tuple[Stage, bool]]: # each stage that it makes itself, and whether it would run
     "Which stages are stale? One that follows a stale one is stale as well"
     ledger, stale, out = open_ledger(run), False, []
-    for s in run.stages:
+    for s in run.own:
         stale = stale or ledger.get_status(make_task(run, s), None).status != "up-to-date"
         out.append((s, stale))
     return out
 
 def show_status(run:Run)->None:
     "Print each stage, its parameters, and whether it would run"
+    for folder, maker in run.borrowed.items(): print(f"{run.label}{folder}: as in {maker.name}")
     for s, stale in status(run):
-        print(f"{s.folder}: {'would run' if stale else 'up to date'}")
+        print(f"{run.label}{s.folder}: {'would run' if stale else 'up to date'}")
         for k, v in ({p: d for p, d in s.defaults.items() if p not in GIVEN} | run.params(s)).items():
             print(f"    {k} = {'(computed)' if v is ... else repr(v)}{'' if k in run.profile.params[s.folder] else '  # default'}")
 
@@ -468,20 +530,40 @@ def closing(run:Run)->None:
     for n in reports[:1]: print(f"\nreport: {last/n}")
 
 # %% ../nbs/11_study.ipynb #c076
+def after_all(
+    runs:list[Run], # the variants
+    profile:Profile, # the profile that they belong to
+    stages:list[Stage], # the notebooks about all variants
+    out:Path, # the folder of the study
+)->list[Run]: # one run, or none
+    "What follows when all variants have ended"
+    if not profile.variants or not stages: return []
+    names = {"variants": [r.dir.name for r in runs]}
+    params = {s.folder: names | profile.across[s.folder] if "variants" in s.defaults else profile.across[s.folder] for s in stages}
+    return [Run(Profile("all", profile.seed, params), stages, out, before=[r.dir/r.stages[-1].folder/"manifest.json" for r in runs], label="all variants: ")]
+
 def study(
     cfg:StudyConfig, # what to run
-)->Run: # the finished run
+)->list[Run]: # the finished runs
     "Check everything, run what is stale, print the scores"
-    stages = find_stages(cfg.stages)
-    profile = load_profile(cfg.profile, stages)
-    run = Run(profile, stages, Path(cfg.out)/profile.name)
-    only = pick_stages(cfg.only, stages)
-    if cfg.list: show_status(run)
-    else:
-        with locked(run.dir) as run.lock: run_stages(run, only)
-        closing(run)
-    return run
+    stages, last = find_stages(cfg.stages), Path(cfg.stages)/"across"
+    last = find_stages(last) if last.is_dir() else []
+    profile = load_profile(cfg.profile, stages, last)
+    out, only = Path(cfg.out)/profile.name, pick_stages(cfg.only, stages)
+    runs = variants_of(profile, stages, out)
+    runs += [] if only else after_all(runs, profile, last, out)
+    if cfg.list:
+        for run in runs: show_status(run)
+        return runs
+    with locked(out) as lock:
+        for run in runs:
+            run.lock = lock
+            link_borrowed(run)
+            run_stages(run, only)
+    closing(runs[-1])
+    return runs
 
+# %% ../nbs/11_study.ipynb #c076b
 @console
 def main(argv=None):
     "The console script r3nb_study"

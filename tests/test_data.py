@@ -336,7 +336,8 @@ def menus(tmp_path, **spec):
 
 
 def test_a_folder_of_ones_own_through_unify_merge_and_scores(tmp_path, capsys):
-    from r3nb.eval import EvalConfig, eval_records, rescore
+    from r3nb.compare import rescore
+    from r3nb.eval import EvalConfig, eval_records
     from r3nb.metrics import anls, score
     folder = menus(tmp_path)
     D.unify_main(["--dataset", "menus", "--raw_dir", str(folder), "--out_dir", str(tmp_path/"u"), "--image_prefix", "menus"])

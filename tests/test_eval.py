@@ -11,8 +11,10 @@ import pytest
 import tiny
 
 from r3nb import eval as ev
+from r3nb import frozen
+from r3nb.compare import ORDER, rescore, summarise
 from r3nb.core import CheckpointError, ConfigError, DataError, read_jsonl, rng, write_jsonl
-from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, rescore, summarise, sweep
+from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, sweep
 
 MAIN = ["base", "base+text"]
 
@@ -58,6 +60,9 @@ def test_ablation_names_are_flags_of_the_model():
     for m in ("base", "base+text", "lora", "rag", "r3", *(f"r3-{a}" for a in ev.ABLATIONS)): replace(R3Config(), **ev.flags_of(parse_mode(m), EvalConfig()))
 
 
+def test_tables_know_the_main_modes(): assert tuple(ev.MODES) == ORDER
+
+
 def test_disable_flags_name_the_mode():
     cfg = EvalConfig(eval_mode=["base", "r3", "r3-gate"], disable_gate=True, disable_prefix=True)
     assert [m.name for m in ev.modes_of(cfg)] == ["base", "r3-prefix-gate", "r3-gate-prefix"]
@@ -67,7 +72,9 @@ def test_disable_flags_name_the_mode():
     ({"eval_mode": []}, ConfigError, "empty"), ({"corruption_levels": [2]}, ConfigError, "outside"), ({"seeds": []}, ConfigError, "seeds"),
     ({"batch_size": 0}, ConfigError, "batch_size is 0"), ({"workers": 0}, ConfigError, "workers is 0"), ({"eval_mode": ["rag"]}, ConfigError, "--index_dir"), ({"eval_mode": ["lora"]}, ConfigError, "--lora_checkpoint_dir"),
     ({"eval_mode": ["lora"], "lora_checkpoint_dir": "gone"}, CheckpointError, "gone"), ({"val_jsonl": "gone.jsonl"}, DataError, "gone.jsonl"),
-    ({"dataset_prefixes": ["chart", "screne"]}, ConfigError, "screenqa")])
+    ({"dataset_prefixes": ["chart", "screne"]}, ConfigError, "screenqa"), ({"damage": []}, ConfigError, "damage is empty"),
+    ({"damage": ["motion_blurr"]}, ConfigError, "did you mean 'motion_blur'"), ({"damage": ["image"], "corruption_levels": [.5]}, ConfigError, "level 0"),
+    ({"damage": ["drawn", "truncation"], "corrupt_text_target": "none"}, ConfigError, "'truncation' changes nothing")])
 def test_refused_before_any_work(world, tmp_path, change, error, words):
     cfg = replace(config(world, tmp_path/"out"), **change)
     with pytest.raises(error, match=words): sweep(cfg, Parrot())
@@ -83,6 +90,52 @@ def test_every_mode_sees_the_same_damage(world, tmp_path):
     assert clean != bad and by_mode["base"][.5, 1, "demo_train_0"] != bad
     manifest = [r for _, r in read_jsonl(tmp_path/"out/corruption.jsonl")]
     assert len(manifest) == 8 * 3 and {"families", "image_sha256", "text_sha256"} <= set(manifest[0])
+
+
+def test_damages_share_the_clean_page_and_touch_what_they_name(world, tmp_path):
+    bird, out = Parrot(), tmp_path/"out"
+    path = sweep(config(world, out, eval_mode=["base+text"], damage=["drawn", "image", "text", "gaussian_blur"]), bird)
+    rows = [r for _, r in read_jsonl(out/"corruption.jsonl")]
+    assert len(rows) == 8 * (1 + 4 * 2) and len(bird.seen) == len(rows) and {r["damage"] for r in rows if r["level"] == 0} == {"drawn"}
+    at = {ev.damage_key(r): r for r in rows}
+    for (what, level, seed, name), r in at.items():
+        clean, drawn = at["drawn", 0.0, 0, name], at["drawn", level, seed, name]
+        same = lambda key, other, r=r: r[key] == other[key]
+        if level: assert same("image_sha256", clean) == (what == "text") and same("text_sha256", clean) == (what in ("image", "gaussian_blur"))
+        if what in ("drawn", "image"): assert same("image_sha256", drawn)
+        if what in ("drawn", "text"): assert same("text_sha256", drawn)
+        if what == "gaussian_blur": assert r["families"] == ["gaussian_blur"]
+    predictions = [r for _, r in read_jsonl(path)]
+    assert {ev.damage_key(r) for r in predictions} == set(at)
+
+
+def test_pooled_numbers_are_those_of_the_drawn_damage(world, tmp_path):
+    "More damages change no pooled table, and a file of before that names no damage gives the same ones"
+    plain = summarise(sweep(config(world, tmp_path/"a"), Parrot()), 50)
+    path = sweep(config(world, tmp_path/"b", damage=["image", "drawn", "truncation"]), Parrot())
+    more = summarise(path, 50)
+    for k in set(plain) - {"predictions_sha256", "n_predictions", "damages", "by_damage", "robustness_by_damage"}: assert plain[k] == more[k], k
+    assert (plain["damages"], plain["by_damage"], more["damages"]) == (["drawn"], [], ["drawn", "image", "truncation"])
+    rows = [r for _, r in read_jsonl(path)]
+    write_jsonl(tmp_path/"old.jsonl", [{k: v for k, v in r.items() if k != "damage"} for r in rows if r["damage"] == "drawn"])
+    assert summarise(tmp_path/"old.jsonl", 50)["scores"] == plain["scores"]
+    curve = [r for r in more["by_damage"] if r["damage"] == "image" and r["dataset"] == "all"]
+    assert [r for r in curve if r["level"] == 0] == [{"damage": "image"} | r for r in plain["scores"] if r["dataset"] == "all" and r["level"] == 0]
+    mean = np.mean([r["scores"]["score"] for r in rows if r["damage"] == "image" and r["mode"] == "base"])
+    assert next(r for r in curve if r["level"] == .5 and r["mode"] == "base")["estimate"] == pytest.approx(mean)
+
+
+def test_a_damage_added_later_joins(world, tmp_path):
+    sweep(config(world, tmp_path/"out"), Parrot())
+    bird = Parrot()
+    path = sweep(config(world, tmp_path/"out", damage=["drawn", "text"]), bird)
+    assert len(bird.seen) == 8 * 2 * 2 and {s[1] for s in bird.seen} == {.5}
+    assert path.read_bytes() == sweep(config(world, tmp_path/"fresh", damage=["drawn", "text"]), Parrot()).read_bytes()
+
+
+def test_ablations_keep_to_the_drawn_damage(world, tmp_path):
+    cfg = EvalConfig(eval_mode=["base"], ablation_mode=["base+text"], ablation_levels=[.6], damage=["drawn", "jpeg"])
+    assert [len(ev.modes_at(cfg, .6, d)) for d in ("drawn", "jpeg")] == [2, 1]
 
 
 def test_no_pseudo_text_hides_it_from_everybody(world, tmp_path):
@@ -158,7 +211,7 @@ def test_killed_and_resumed(world, tmp_path):
 def test_a_torn_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path/"p.jsonl"
     path.write_text('{"a": 1}\n{"b"\n{"c": 3}\n')
-    with pytest.raises(DataError, match=":2"): ev.read_partial(path)
+    with pytest.raises(DataError, match=":2"): list(ev.read_partial(path))
 
 
 def test_sample_is_stratified(world, tmp_path):
@@ -189,36 +242,50 @@ def test_rescore_repairs_scores(world, tmp_path):
     assert path.read_bytes() == good
 
 
-def test_unpaired_modes_are_refused(world, tmp_path):
-    path = sweep(config(world, tmp_path/"out"), Parrot())
-    rows = [r for _, r in read_jsonl(path)]
-    write_jsonl(path, rows[:-1])
-    with pytest.raises(DataError, match="pair"): summarise(path, 50)
+def unanswered(world, path, **meta):
+    "The records of the world without their answers, as InfographicVQA's test split comes"
+    rows = [r | {"dataset": "infovqa", "split": "test", "answer": "", "answers": [], "meta": {"questionId": str(100 + i)} | meta} for i, (_, r) in enumerate(read_jsonl(world/"val.jsonl"))]
+    return str(write_jsonl(path, rows))
 
 
-def test_a_row_without_a_field_is_named(tmp_path):
-    (tmp_path/"p.jsonl").write_text('{"sample_id": "a"}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl:1"): summarise(tmp_path/"p.jsonl")
+def test_questions_without_answers_only_where_asked_for(world, tmp_path):
+    test = unanswered(world, tmp_path/"test.jsonl")
+    with pytest.raises(DataError, match="no answers"): sweep(replace(config(world, tmp_path/"out"), val_jsonl=test), Parrot())
+    with pytest.raises(DataError, match="8 of 8 records have answers"): sweep(config(world, tmp_path/"out", no_answers=True), Parrot())
+    assert not (tmp_path/"out/predictions.jsonl").exists()
 
 
-def test_interval_resamples_pages(tmp_path):
-    "Copies of a question on the same page must not make the interval narrower"
-    import pandas as pd
-    g = np.random.default_rng(0)
-    right = g.integers(0, 2, 40).astype(float)
-    frame = lambda copies: pd.DataFrame([{"dataset": "d", "image_id": i, "sample_id": f"{i}.{j}", "level": 0.0, "seed": 0, "score": v} for i, v in enumerate(right) for j in range(copies)])
-    one, many = ev.interval(frame(1)), ev.interval(frame(10))
-    assert many["high"] - many["low"] == pytest.approx(one["high"] - one["low"])
+def test_answers_for_the_test_server(world, tmp_path):
+    from r3nb.compare import SubmissionConfig, submission
+    cfg = replace(config(world, tmp_path/"out", no_answers=True, eval_mode=["base"], clean_only=True), val_jsonl=unanswered(world, tmp_path/"test.jsonl"))
+    class Sure(Parrot):
+        def answer(self, mode, cases, evidence): return [Answer(f"it is {c.record.sample_id}", c.seen.question) for c in cases]
+    summary = evaluate(cfg, Sure())
+    rows = [r for _, r in read_jsonl(tmp_path/"out/predictions.jsonl")]
+    assert summary["answered"] is False and summary["scores"] == [] and len(rows) == 8 and all(r["scores"] == {} for r in rows)
+    assert json.loads((tmp_path/"out/examples/examples.json").read_text())["cases"] == []
+    entries = submission(SubmissionConfig(str(tmp_path/"out/predictions.jsonl"), out=str(tmp_path/"send.json")))
+    assert entries == json.loads((tmp_path/"send.json").read_text()) and {e["questionId"]: e["answer"] for e in entries} == {int(r["meta"]["questionId"]): r["prediction"] for r in rows}
+    assert [e["questionId"] for e in entries] == list(range(100, 108)) and all(list(e) == ["questionId", "answer"] for e in entries)
 
 
-def test_ablations_are_compared_at_the_levels_that_all_share():
-    "A control that ran everywhere and an ablation that ran at one level stand side by side at that level"
-    import pandas as pd
-    score = {"r3": 1., "r3+shuffled": .5, "r3-gate": .75}
-    rows = [{"dataset": "d", "image_id": str(i), "sample_id": str(i), "mode": m, "level": v, "seed": 0, "score": s if v == .6 else 0.}
-            for m, s in score.items() for v in (0., .2, .6) for i in range(12) if m != "r3-gate" or v == .6]
-    table = {r["mode"]: r for r in ev.ablation_table(pd.DataFrame(rows), n=50)}
-    assert {m: (r["levels"], r["estimate"]) for m, r in table.items()} == {"r3+shuffled": ([.6], .5), "r3-gate": ([.6], .25)}
+def test_settings_stand_beside_every_score(world, tmp_path):
+    said = evaluate(config(world, tmp_path/"out", prompt_suffix=" One word.", max_new_tokens=5), Parrot())["settings"]
+    assert (said["prompt_suffix"], said["max_new_tokens"], said["dtype"], said["decoding"], said["depends_on_batch_size"]) == (" One word.", 5, "float32", "greedy", False)
+    assert said["versions"]["torch"] and said["content"]["val_jsonl"] and not {"out_dir", "batch_size", "val_jsonl", "image_root"} & set(said)
+    assert str(tmp_path) not in json.dumps(said) and str(world) not in json.dumps(said)
+    rescore(tmp_path/"out/predictions.jsonl", 50)
+    assert json.loads((tmp_path/"out/summary.json").read_text())["settings"] == said
+
+
+def test_the_suffix_on_record_is_the_one_in_the_prompt(world, tmp_path):
+    "A checkpoint brings its own suffix, unless the option names another; two checkpoints may differ"
+    for name, suffix in (("r3", " Briefly."), ("lora", " Shortly.")):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/"r3_config.json").write_text(json.dumps({"config": {"suffix": suffix}}))
+    cfg = config(world, tmp_path/"out", checkpoint_dir=str(tmp_path/"r3"))
+    assert ev.suffix_of(cfg) == " Briefly." and ev.suffix_of(replace(cfg, prompt_suffix="!")) == "!"
+    assert ev.suffix_of(replace(cfg, lora_checkpoint_dir=str(tmp_path/"lora"))) == {"checkpoint_dir": " Briefly.", "lora_checkpoint_dir": " Shortly."}
 
 
 def test_command_line(world, tmp_path):
@@ -256,7 +323,7 @@ def test_real_model_all_modes_any_batch(real, tmp_path):
     modes = ["base", "base+text", "lora", "rag", "r3", "r3+shuffled", "r3+random", "r3-soft_prefix", "r3-text_retrieval", "rag+random"]
     for n in (1, 4): evaluate(real_config(real, tmp_path/str(n), eval_mode=modes, corruption_levels=[.6], batch_size=n))
     rows, other = ([r for _, r in read_jsonl(tmp_path/n/"predictions.jsonl")] for n in "14")
-    assert [r["prediction"] for r in rows] == [r["prediction"] for r in other] and [r["prompt_sha256"] for r in rows] == [r["prompt_sha256"] for r in other]
+    assert rows == other
     by = lambda m: [r for r in rows if r["mode"] == m]
     assert all(r["evidence"] == [] and r["gates"] is None for m in ("base", "base+text", "lora") for r in by(m))
     assert all(r["gates"] and r["confidence"]["true_vis"] < 1 for r in by("r3")) and all(r["evidence"] for r in by("rag"))
@@ -272,6 +339,79 @@ def test_workers_do_not_change_the_answers(real, tmp_path, monkeypatch):
     shared = sweep(real_config(real, tmp_path/"2", workers=2, **options))
     assert alone.read_bytes() == shared.read_bytes()
     assert (tmp_path/"1/corruption.jsonl").read_bytes() == (tmp_path/"2/corruption.jsonl").read_bytes()
+
+
+TEAM = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_eval import Parrot, config
+from pathlib import Path
+from r3nb import eval as ev
+from r3nb import frozen
+ev.BLOCK = 2
+class Mortal(Parrot):
+    def answer(self, mode, cases, evidence):
+        if len(self.seen) >= {n}: os.kill(os.getpid(), signal.SIGKILL)
+        return super().answer(mode, cases, evidence)
+with ev.team() as us:
+    summary = ev.evaluate(config(Path({world!r}), Path({out!r})), Mortal(), us)
+    assert (summary is not None) == us.leads
+"""
+
+
+def torchrun(n, *words, **env):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", *map(str, words)], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+
+
+def test_any_number_of_processes_and_a_kill_between(world, tmp_path, monkeypatch):
+    "Two processes are killed, three go on; the files are those of one"
+    out = tmp_path/"out"
+    for n, deadly in ((2, 7), (3, 10**6)):
+        (tmp_path/"go.py").write_text(TEAM.format(tests=str(Path(__file__).parent), world=str(world), out=str(out), n=deadly))
+        done = torchrun(n, tmp_path/"go.py")
+        assert (done.returncode == 0) == (n == 3), done.stderr[-2000:]
+        if n == 2: assert list(out.glob("predictions.partial*.jsonl")) and not (out/"predictions.jsonl").exists()
+    monkeypatch.setattr(ev, "BLOCK", 2)
+    evaluate(config(world, tmp_path/"whole"), Parrot())
+    for name in ("predictions.jsonl", "corruption.jsonl", "summary.json"): assert (out/name).read_bytes() == (tmp_path/"whole"/name).read_bytes()
+    assert not list(out.glob("*.partial*"))
+
+
+def test_torchrun_command(real, tmp_path):
+    options = dict(eval_mode=["base+text", "r3"], corruption_levels=[0, .6], threads=1)
+    words = ["--eval_mode", "base+text,r3", "--corruption_levels", "0,0.6", "--seeds", "3", "--max_new_tokens", "3", "--n_boot", "20", "--threads", "1"]
+    paths = {"model_name": real.backbone, "val_jsonl": real.jsonl, "image_root": real.root, "index_dir": real.index, "checkpoint_dir": real.ckpt, "out_dir": tmp_path/"2"}
+    done = torchrun(2, "-m", "r3nb.eval", *words, *(str(x) for k, v in paths.items() for x in (f"--{k}", v)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| r3 |") == 1
+    assert (tmp_path/"2/predictions.jsonl").read_bytes() == sweep(real_config(real, tmp_path/"1", **options)).read_bytes()
+    both = torchrun(2, "-m", "r3nb.eval", *words, "--workers", "2", *(str(x) for k, v in paths.items() for x in (f"--{k}", v)))
+    assert both.returncode and "leave out --workers" in both.stderr
+
+
+def test_pictures_are_decoded_and_prepared_once(real, tmp_path, monkeypatch):
+    "Two seeds at one level, three modes of one model: each page is opened once, each batch of damaged pages prepared once"
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    opened, prepared, whole = [], [], frozen.open_image
+    monkeypatch.setattr(frozen, "open_image", lambda p: opened.append(str(p)) or whole(p))
+    make = Qwen2VLImageProcessor.__call__
+    monkeypatch.setattr(Qwen2VLImageProcessor, "__call__", lambda self, images, **kw: prepared.append(images) or make(self, images, **kw))
+    cfg = replace(real_config(real, tmp_path/"o", eval_mode=["base", "base+text", "r3"], corruption_levels=[.6], batch_size=4), seeds=[3, 4])
+    sweep(cfg)
+    calls = [tuple(id(im) for row in images for im in row) for images in prepared]
+    assert len(opened) == len(set(opened)) == 8 and len(calls) == len(set(calls)) and sum(len(c) == 4 for c in calls) == 2 * 2
+
+
+def test_kept_pages_stay_within_their_budget(world):
+    rows = tiny.records(8)
+    size = lambda r: 3 * (lambda im: im.width * im.height)(ev.open_image(world/"raw"/r.image_path))
+    pages = ev.Pages(world/"raw", sum(map(size, rows[:2])))
+    for _ in range(2):
+        for r in rows: assert pages.open(r.image_path).tobytes() == ev.open_image(world/"raw"/r.image_path).tobytes()
+    assert set(pages.kept) <= {r.image_path for r in rows} and pages.room >= 0 and len(pages.kept) >= 1
+    pages.turn_to(rows[4:])
+    assert not pages.kept.keys() & {r.image_path for r in rows[:4]} - {r.image_path for r in rows[4:]}
 
 
 def test_a_dead_worker_is_an_error_and_costs_only_its_part(real, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from r3nb import figures as fg
 from r3nb.core import ConfigError, DataError, read_json, rng, write_json, write_jsonl
-from r3nb.eval import summarise
+from r3nb.compare import summarise
 from r3nb.figures import Claim, ReportConfig, claims, write_report
 from r3nb.metrics import score
 
@@ -107,7 +107,7 @@ def test_tables_agree_with_the_summary(good):
 def test_report_from_saved_files(folder, tmp_path):
     write_jsonl(tmp_path/"run/history.jsonl", [{"step": i, "loss": 1/i, "level": i/10} for i in range(1, 9)])
     files = write_report(ReportConfig(str(folder), str(tmp_path/"out"), train_dirs={"r3": str(tmp_path/"run")}))
-    assert {"robustness", "ablations", "siblings", "gates", "training", "gallery", "example0", "report.md", "summary.md", "table.tex"} <= set(files)
+    assert {"robustness", "ablations", "siblings", "gates", "calibration", "training", "gallery", "example0", "report.md", "summary.md", "table.tex"} <= set(files)
     report = files["report.md"].read_text()
     for name in re.findall(r"\]\(([^)]+)\)", report): assert (tmp_path/"out"/name).is_file() and (tmp_path/"out"/name).with_suffix(".pdf").is_file()
     assert report.index("## Scores") < report.index("## Verdict") < report.index("## Examples")
@@ -133,6 +133,49 @@ def test_redundancy_zero_is_said(folder, tmp_path, good):
     beside = fg.redundancy_md(good, ReportConfig("e", "o", redundancy=.75, control_dir=str(folder)))
     assert "In this world" in beside
     assert "has not been run" in fg.redundancy_md(good, ReportConfig("e", "o", control_dir=str(tmp_path/"gone")))
+
+
+def test_every_control_has_its_row(good, tmp_path):
+    text = fg.controls_md(good)
+    rows = {l.split("|")[1].strip(): l for l in text.splitlines()[2:]}
+    assert set(rows) == {"r3+shuffled", "r3+random", "r3+oracle", "redundancy 0"}
+    assert "not run" not in rows["r3+shuffled"] and all("**not run**" in rows[k] for k in ("r3+random", "r3+oracle", "redundancy 0"))
+    found = next(r for r in good["ablations"] if r["mode"] == "r3+shuffled")
+    assert f"{100*found['estimate']:+.1f} [" in rows["r3+shuffled"] and "p = " in rows["r3+shuffled"]
+    there = fg.controls_md(good, other=predictions(tmp_path/"p.jsonl", GOOD | {"r3": (.9, 1)})).splitlines()[-1]
+    assert "not run" not in there and "+0.0" in there
+    assert "not run" not in fg.controls_md(good, redundancy=0.0).splitlines()[-1]
+    assert "nothing to control" in fg.controls_md(predictions(tmp_path/"q.jsonl", {"base": (.5, 1)}, n=30))
+
+
+def test_sources_of_confidence(tmp_path, good):
+    text = fg.confidence_sentences(predictions(tmp_path/"p.jsonl", GOOD | {"r3+oracle_confidence": (.9, .1), "r3+fixed_confidence": (.9, .5)}))
+    assert "cannot be ranked" in text[0] and text[2].startswith("With the measured confidence in its place the score changes by +") and "changes by -" in text[3]
+    assert "not run (r3+oracle_confidence)" in fg.confidence_sentences(good)[2]
+    assert not any("confidence" in s for s in fg.ablation_sentences(predictions(tmp_path/"q.jsonl", GOOD | {"r3+fixed_confidence": (.9, .5)})))
+
+
+def test_families_have_their_own_panels(tmp_path, good):
+    import pandas as pd
+    rows = [{"damage": d} | r for d in ("drawn", "jpeg", "image", "blur") for r in good["scores"] if r["mode"] in ("base+text", "r3")]
+    fig = fg.damage_figure(good | {"by_damage": rows})
+    assert [ax.get_title() for ax in fig.axes if ax.get_visible()] == ["drawn (pooled)", "image", "blur", "jpeg"]
+    assert {l.get_label() for l in fig.axes[1].lines} == {"base+text", "r3"} and fg.damage_figure(good) is None and "--damage" in fg.damage_md(good)
+    line = next(l for l in fig.axes[3].lines if l.get_label() == "r3")
+    assert list(line.get_ydata()) == list(pd.DataFrame(good["scores"]).query("mode == 'r3' and dataset == 'all'").sort_values("level").estimate)
+
+
+def test_classes_power_and_settings_are_in_the_report(folder, tmp_path, good):
+    write_json(folder/"summary.json", good | {"settings": {"prompt_suffix": "\nOne word.", "versions": {"torch": "9"}}})
+    report = write_report(ReportConfig(str(folder), str(tmp_path/"out")))["report.md"].read_text()
+    assert "| prompt_suffix | `'\\nOne word.'` |" in report and "torch 9" in report and "n=150 (this run)" in report and "| kind of question | visual |" in report
+    for title in ("## Controls", "## Families of damage", "## Classes of questions", "## Settings"): assert report.count(title) == 1
+    assert "not on record" in fg.settings_md({})
+
+
+def test_a_run_without_references_has_no_report(folder, tmp_path, good):
+    write_json(folder/"summary.json", good | {"answered": False})
+    with pytest.raises(DataError, match="r3nb_submission"): write_report(ReportConfig(str(folder), str(tmp_path/"out")))
 
 
 def test_missing_files_are_named(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scorers
 
 from r3nb.core import DataError, rng
 from r3nb.metrics import (NO_ANSWER, TASK_METRICS, anls, answer_support, area, bleu, detectable_difference, error_ratio, exact_match,
@@ -38,29 +39,57 @@ def test_screenqa_pairs(row): assert screenqa(row["prediction"], row["references
 def test_relaxed_corners(prediction, reference, right): assert relaxed_accuracy(prediction, [reference]) == right
 
 
-def plain_anls(prediction, references):
-    "The same metric by another way: a full table of edit distances"
-    best = None
-    for r in references:
-        s, t = (" ".join(x.lower().split()) for x in (r, prediction))
-        d = np.zeros((len(s) + 1, len(t) + 1), int)
-        d[:, 0], d[0] = range(len(s) + 1), range(len(t) + 1)
-        for i in range(1, len(s) + 1):
-            for j in range(1, len(t) + 1):
-                d[i, j] = min(d[i-1, j] + 1, d[i, j-1] + 1, d[i-1, j-1] + (s[i-1] != t[j-1]))
-        longest = max(len(r.upper()), len(prediction.upper()))
-        v = d[-1, -1]/longest if longest else 0.0
-        best = v if best is None else min(best, v)
-    return 1 - best if 1 - best >= 0.5 else 0
+PIECES = ["a", "an", "the", "A", "B", "ab", "yes", "No", "red", "1", "2", "10", "105", "100", "95", "0", "0.05", "5", "-5", "+5", "1e2", "1E+2", "1_0", "1,000", ".5", "5.",
+          "inf", "-Infinity", "nan", "NaN", "٣", "%", "%%", " ", "  ", "\t", "\n", "\u00a0", "\u2003", "\x1f", "", "ß", "İ", "ŉ", "ﬁ", "é", "e\u0301", "数", "🙂", "_", "-", "'", ".", ",",
+          "$", "€", "–", "“", "<no answer>", "<No Answer>", "no answer", "\u200b", "\ufeff", "\x00"]
 
 
-def test_anls_against_a_table_of_distances():
-    r = rng("anls fuzz")
-    letters = list("aAbB 1ßİ\t\u00a0é%🙂")
-    text = lambda: "".join(letters[i] for i in r.integers(0, len(letters), r.integers(0, 9)))
-    for _ in range(1500):
-        p, refs = text(), [text() for _ in range(1 + r.integers(3))]
-        assert anls(p, refs) == plain_anls(p, refs), (p, refs)
+def pairs(n, key, pieces=PIECES, joint=("", " ")):
+    "Predictions with references that are often near them"
+    r = rng("pairs", key)
+    text = lambda k: joint[r.integers(len(joint))].join(pieces[i] for i in r.integers(0, len(pieces), r.integers(0, k)))
+    for _ in range(n):
+        refs = [text(5) for _ in range(1 + r.integers(3))]
+        p = refs[r.integers(len(refs))] if r.random() < .7 else text(5)
+        kind = r.integers(6)
+        if kind == 1: p = p.swapcase()
+        if kind == 2: p = " " + p + "\n"
+        if kind == 3 and p: p = p[:-1]
+        if kind == 4: p += pieces[r.integers(len(pieces))]
+        yield p, refs
+
+
+NUMBERS = ["1", "2", "9", "0", "00", "5", "95", "105", ".", "-", "+", "e", "E1", "e-3", "_", "%", " ", "inf", "nan", "x", ",", "٣", "\u00a0"]
+
+
+@pytest.mark.parametrize("mine, other", [(relaxed_accuracy, scorers.relaxed), (anls, scorers.anls), (exact_match, scorers.em), (token_f1, scorers.f1),
+                                         (screenqa, scorers.screenqa), (rouge_l, scorers.rouge_l)], ids=lambda f: f.__name__)
+def test_second_opinion(mine, other):
+    right = 0
+    for p, refs in [*pairs(1500, mine.__name__), *pairs(700, "numbers", NUMBERS), *pairs(300, "words", joint=(" ",))]:
+        assert mine(p, refs) == pytest.approx(other(p, refs), abs=1e-12), (p, refs)
+        right += np.mean(mine(p, refs)) > 0
+    assert 250 < right < 2400 # neither all right nor all wrong, or this shows nothing
+
+
+def test_second_opinion_on_bleu():
+    for p, refs in pairs(800, "bleu", ["red", "blue", "car", "the", "7", "box"], joint=(" ",)):
+        p = " ".join(p.lower().split())
+        assert bleu(p, refs) == pytest.approx(scorers.bleu(p, refs), abs=1e-9), (p, refs)
+
+
+def test_libraries_are_called_with_their_defaults():
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+    for p, refs in pairs(300, "libraries"):
+        assert bleu(p, refs) == pytest.approx(min(1, sacrebleu.sentence_bleu(p, refs).score/100), abs=1e-12)
+        assert rouge_l(p, refs) == RougeScorer(["rougeL"]).score_multi(refs, p)["rougeL"].fmeasure
+
+
+def test_very_long_texts():
+    long = "revenue 432 " * 5000
+    assert relaxed_accuracy(long, ["432"]) == exact_match(long, ["432"]) == anls(long, ["432"]) == 0 and 0 < token_f1(long, ["432"]) < .001
+    assert relaxed_accuracy("1" + "0"*6000, ["5"]) == 0 and relaxed_accuracy("9" * 400, ["9" * 400]) == 0 and anls(long, [long[:-1] + "x"]) > .99
 
 
 @pytest.mark.parametrize("prediction, references, expected", [

@@ -54,7 +54,7 @@ class Lab:
         "Run the study; the stages that were executed"
         capsys.readouterr()
         study.study(self.config(**kw))
-        return [l.split()[1][:-1] for l in capsys.readouterr().out.splitlines() if ": running" in l]
+        return [l.split()[1].rstrip(":") for l in capsys.readouterr().out.splitlines() if ": running" in l]
 
 
 @pytest.fixture
@@ -279,3 +279,31 @@ def test_console_script_help():
     done = subprocess.run([exe, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
     for words in ("--out", "--stages", "--only", "--list", "the YAML profile", "run nothing"): assert words in done.stdout
+
+
+def test_variants_share_their_first_stages(lab, capsys):
+    lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {sum: {scale: 2}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
+    write_stage(lab.stages/"across", "0_all", "variants = ['none']\nfactor = 1.0", "metrics = {v: factor*read_json(f'{study_dir}/{v}/2_say/metrics.json')['total'] for v in variants}")
+    assert lab.ran(capsys) == ["main", "main", "main", "double", "double", "small", "small", "small", "all"]
+    assert lab.metrics("0_all") == {"main": 6.0, "double": 12.0, "small": 2.0}
+    assert os.readlink(lab.dir/"double/0_make") == "../main/0_make"
+
+    assert lab.ran(capsys) == []
+    lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {sum: {scale: 3}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
+    assert lab.ran(capsys) == ["double", "double", "all"] and lab.metrics("0_all")["double"] == 18.0
+    lab.profile("make: {n: 4}\nall: {factor: 2}\nvariants:\n  main: {}\n  double: {sum: {scale: 3}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
+    assert lab.ran(capsys) == ["all"] and lab.metrics("0_all")["double"] == 36.0
+    study.study(lab.config(list=True))
+    assert "double: 0_make: as in main" in capsys.readouterr().out
+    lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {make: {n: 3}, sum: {scale: 3}}\n")
+    assert lab.ran(capsys, only=["make"]) == ["double"] and not (lab.dir/"double/0_make").is_symlink()   # a stage that differs is made anew
+    assert lab.ran(capsys) == ["double", "double", "all"] and lab.metrics("0_all") == {"main": 6.0, "double": 9.0}
+
+
+@pytest.mark.parametrize("text, says", [
+    ("variants: [a]\n", "t.yaml:3: variants should hold what differs"), ("variants:\n  a: 3\n", "t.yaml:4: variant 'a' should hold stages"),
+    ("variants:\n  a: {sum: {scal: 2}}\n", "unknown parameter 'scal' of stage 'sum' \\(did you mean 'scale'"),
+    ("variants:\n  a: {summ: {}}\n", "t.yaml:4: unknown stage 'summ'"), ("variants:\n  ../a: {}\n", "should be a plain word")])
+def test_variants_are_checked(lab, text, says):
+    lab.profile(text)
+    with pytest.raises(ConfigError, match=says): study.study(lab.config())
