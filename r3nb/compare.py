@@ -628,7 +628,7 @@ def settings_notes(
     a, b = (read_json(f) for f in beside)
     keys = lambda s: s.get("settings", {})
     out = [f"the runs differ in {k}: {keys(a).get(k)!r} against {keys(b).get(k)!r}" for k in sorted({*keys(a), *keys(b)}) if keys(a).get(k) != keys(b).get(k)]
-    prints = [s.get("inputs_sha256", s.get("corruption_sha256")) for s in (a, b)]
+    prints = [s.get("inputs_fingerprint") for s in (a, b)]
     if None not in prints: out.append("the fingerprints of all damaged inputs are " + ("equal" if prints[0] == prints[1] else "not equal, as they should be for the same questions and conditions"))
     return out
 

@@ -6,8 +6,8 @@
 __all__ = ['IMAGE_FAMILIES', 'TEXT_FAMILIES', 'SHARPNESS', 'TARGETS', 'MAX_PIXELS', 'MAX_SIDE', 'GRID', 'CONFUSIONS',
            'draw_families', 'gaussian_blur', 'motion_blur', 'downsample', 'jpeg', 'gaussian_noise', 'low_light',
            'colour_jitter', 'occlusion', 'crop', 'working_size', 'damage_image', 'similarity_map', 'damage_text',
-           'Corrupted', 'corrupt', 'manifest_row', 'corruption_manifest', 'CorruptConfig', 'gallery_samples',
-           'gallery_figure', 'gallery', 'main']
+           'Corrupted', 'corrupt', 'image_sha256', 'manifest_row', 'corruption_manifest', 'CorruptConfig',
+           'gallery_samples', 'gallery_figure', 'gallery', 'main']
 
 # %% ../nbs/03_corrupt.ipynb #c003
 import functools
@@ -294,13 +294,18 @@ def corrupt(
         families=visual + textual, sample_id=record.sample_id, level=float(level), seed=seed, target=target)
 
 # %% ../nbs/03_corrupt.ipynb #c062
+def image_sha256(
+    image:Image.Image, # RGB
+)->str:
+    "A hash of the size and the pixels of a picture, whatever file it came from"
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
 def manifest_row(
     c:Corrupted, # a damaged sample
 )->dict: # plain values for a JSONL file
     "What was done to a sample, with hashes of the result"
-    pixels = hashlib.sha256(repr(c.image.size).encode() + c.image.tobytes()).hexdigest()
     return dict(sample_id=c.sample_id, level=c.level, seed=c.seed, target=c.target, families=list(c.families), c_vis=round(c.c_vis, 4),
-        c_text=round(c.c_text, 4), image_sha256=pixels, text_sha256=sha256_text(c.pseudo_text),
+        c_text=round(c.c_text, 4), image_sha256=image_sha256(c.image), text_sha256=sha256_text(c.pseudo_text),
         question_sha256=sha256_text(c.question))
 
 def corruption_manifest(

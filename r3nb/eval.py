@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'VERSIONS', 'Mode',
            'parse_mode', 'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'check_damage', 'levels_of',
-           'conditions', 'modes_at', 'eval_records', 'Case', 'Pages', 'damage', 'blocks', 'find_evidence', 'Answer',
-           'flags_of', 'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key', 'damage_key',
+           'conditions', 'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence',
+           'Answer', 'flags_of', 'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key',
            'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'rows_of', 'Part', 'Plan',
            'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index', 'row_files', 'finish',
            'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'suffix_of', 'settings_of',
-           'evaluate', 'main']
+           'evaluate', 'frozen_report', 'inputs_line', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -33,6 +33,7 @@ from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_di
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
 from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named
+from .frozen import Condition, FreshInputs, FrozenInputs, Pages, check_conditions, conditions_of, damage_key, reader_of
 from .metrics import score, task_metric
 
 # %% ../nbs/08_eval.ipynb #c005
@@ -91,6 +92,11 @@ class SweepOptions:
     clean_only: bool = False # evaluate level 0 only
     no_pseudo_text: bool = False # show no mode any text of the page itself
     corrupt_text_target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
+    text_damage: Literal["simulated", "reocr"] = "simulated" # damaged text is simulated, or read in the damaged page by OCR
+    frozen: str = "" # folder of r3nb_corrupt freeze to read damaged inputs from; empty makes them on the fly
+    ocr_engine: str = "r3nb.ocr:RapidOCREngine" # engine of text_damage reocr, as package.module:Class
+    ocr_engine_args: list[str] = field(default_factory=list) # its arguments, as key=value
+    ocr_cache: str = "" # file of its readings; empty is reocr.sqlite beside out_dir
     dataset_prefixes: list[str] = field(default_factory=list) # keep these datasets only; empty keeps all
     max_eval_samples: int = 0 # size of a stratified sample of questions; 0 takes all
     sample_seed: int = 0 # seed of that sample
@@ -149,16 +155,14 @@ def check_config(
         if needed and not getattr(cfg, k): raise ConfigError(f"{k} is needed by eval_mode {','.join(m.name for m in modes)}; add --{k}")
         if needed and k != "model_name" and not Path(getattr(cfg, k)).exists():
             raise (CheckpointError if "checkpoint" in k else DataError)(f"{k} {getattr(cfg, k)}: no such path; run the stage that writes it")
+    check_damage(cfg)
     for name, values in (("corruption_levels", cfg.corruption_levels), ("ablation_levels", cfg.ablation_levels)):
         for v in values:
             if not 0 <= v <= 1: raise ConfigError(f"{name}: {v} is outside 0 to 1")
     if cfg.ablation_mode and not set(levels_of(cfg)) & {float(v) for v in cfg.ablation_levels}:
         raise ConfigError(f"ablation_levels {cfg.ablation_levels} has none of the levels {cfg.corruption_levels}, so ablation_mode would never run")
-    check_damage(cfg)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (cfg.workers > 1 or cfg.endpoint):
         raise ConfigError("torchrun has started several processes; leave out --workers, and use one process with --concurrency for an endpoint")
-    for k in ("seeds", "corruption_levels", "damage"):
-        if not getattr(cfg, k): raise ConfigError(f"{k} is empty; give at least one")
     for k in ("batch_size", "max_new_tokens", "top_k", "workers"):
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
@@ -167,13 +171,8 @@ def check_damage(
     cfg:EvalConfig, # options of the run
 )->None:
     "Refuse a damage that is unknown or without effect"
-    from r3nb.corrupt import IMAGE_FAMILIES, TEXT_FAMILIES
-    known = ("drawn", "image", "text", *IMAGE_FAMILIES, *TEXT_FAMILIES)
-    for d in cfg.damage:
-        if d not in known: raise ConfigError(f"damage: unknown '{d}'{nearest(d, known)}")
-        if d in ("text", *TEXT_FAMILIES) and cfg.corrupt_text_target == "none":
-            raise ConfigError(f"damage: '{d}' changes nothing with corrupt_text_target none; choose pseudo_text or question, or leave '{d}' out")
-    if cfg.damage and "drawn" not in cfg.damage and 0 not in levels_of(cfg):
+    check_conditions(cfg.damage, cfg.corruption_levels, cfg.seeds, cfg.corrupt_text_target, cfg.text_damage)
+    if "drawn" not in cfg.damage and 0 not in levels_of(cfg):
         raise ConfigError(f"damage {','.join(cfg.damage)} without level 0 leaves the pooled tables empty; add drawn to damage, or 0 to corruption_levels")
 
 # %% ../nbs/08_eval.ipynb #c017
@@ -183,11 +182,9 @@ def levels_of(cfg:EvalConfig)->list[float]:
 
 def conditions(
     cfg:EvalConfig, # options of the run
-)->list[tuple[str, float, int]]: # damage, level and seed
+)->list[Condition]: # damage, level and seed
     "Every damage at every level with every seed; level 0 once"
-    levels, seeds = levels_of(cfg), dict.fromkeys(cfg.seeds)
-    clean = [("drawn", 0.0, cfg.seeds[0])] if 0 in levels else []
-    return clean + [(d, level, seed) for d in dict.fromkeys(cfg.damage) for level in levels if level for seed in seeds]
+    return conditions_of(cfg.damage, levels_of(cfg), cfg.seeds)
 
 def modes_at(
     cfg:EvalConfig, # options of the run
@@ -218,34 +215,25 @@ def eval_records(
 @dataclass
 class Case:
     "One question under one condition: a record and what is left of it"
-    record: object # the `QARecord`
+    record: object # the `QARecord`, with the OCR confidence of the text that is seen
     level: float # corruption level
     seed: int # corruption seed
     seen: object # the `Corrupted` image, text and question
     own: object = None # vector of the damaged picture, where an index is open
     damage: str = "drawn" # what was damaged
+    row: dict|None = None # what identifies the damaged input
 
-class Pages:
-    "Clean pictures of the block at work, decoded once"
-    def __init__(self,
-        root, # folder that image paths start from
-        budget:int=2**30, # bytes of pixels to keep
-    ): self.root, self.room, self.kept, self.last = root, budget, {}, (None, None)
-
-    def open(self, path:str):
-        "A picture; from memory if it was kept"
-        if path in self.kept: return self.kept[path]
-        if path != self.last[0]: self.last = path, open_image(resolve_image(self.root, path))
-        size = 3 * self.last[1].width * self.last[1].height
-        if size <= self.room: self.room, self.kept[path] = self.room - size, self.last[1]
-        return self.last[1]
-
-    def turn_to(self, block)->None:
-        "Forget the pictures that a block does not show"
-        shown = {r.image_path for r in block}
-        for path in self.kept.keys() - shown:
-            im = self.kept.pop(path)
-            self.room += 3 * im.width * im.height
+def open_inputs(
+    cfg:EvalConfig, # options of the run
+)->FreshInputs|FrozenInputs:
+    "Where damaged inputs come from"
+    pages = Pages(cfg.image_root, 2**30 // cfg.workers)
+    if not cfg.frozen: return FreshInputs(pages, cfg.corrupt_text_target, reader_of(cfg, cfg.out_dir))
+    out = FrozenInputs(cfg.frozen, pages)
+    for option, key in (("corrupt_text_target", "target"), ("text_damage", "text_damage")):
+        if getattr(cfg, option) != out.manifest[key]:
+            raise ConfigError(f"{cfg.frozen} was frozen with {key} {out.manifest[key]}, and {option} is {getattr(cfg, option)}; add --{option} {out.manifest[key]}")
+    return out
 
 def damage(
     records, # `QARecord`s
@@ -253,15 +241,12 @@ def damage(
     level:float, # corruption level
     seed:int, # corruption seed
     cfg:EvalConfig, # options of the run
-    pages:Pages|None=None, # clean pictures that are kept from one condition to the next
+    inputs=None, # from `open_inputs`, to be used again
 )->list[Case]: # one case per record
-    "Corrupt every record under one condition"
-    from r3nb.corrupt import corrupt
-    pages, out, families = pages or Pages(cfg.image_root, 0), [], None if what == "drawn" else what
-    for r in records:
-        c = corrupt(r, pages.open(r.image_path), level, seed, families, cfg.corrupt_text_target)
-        out.append(Case(r, level, seed, replace(c, pseudo_text="") if cfg.no_pseudo_text else c, damage=what))
-    return out
+    "The damaged inputs of records under one condition"
+    made = (inputs or open_inputs(cfg))(records, Condition(what, level, seed))
+    seen = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c
+    return [Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made]
 
 # %% ../nbs/08_eval.ipynb #c024
 BLOCK = 256
@@ -392,10 +377,6 @@ def row_key(row:dict)->tuple:
     "What identifies a prediction"
     return row["mode"], *damage_key(row)
 
-def damage_key(row:dict)->tuple:
-    "What identifies a damaged sample; a row that names no damage is of the drawn one"
-    return row.get("damage", "drawn"), float(row["level"]), int(row["seed"]), row["sample_id"]
-
 def read_partial(
     path, # a file that may have been cut off by a kill
 ): # yields the place of each whole line in the file, and its row
@@ -438,7 +419,7 @@ META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_typ
 
 # %% ../nbs/08_eval.ipynb #c040
 FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "damage", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
-        "out_dir", "out_json", "rescore", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
+        "out_dir", "out_json", "rescore", "frozen", "ocr_cache", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
     "A hash of a file or folder; very large files count by name and size"
@@ -453,8 +434,9 @@ def run_key(
 )->str: # equal for runs whose rows may share a file
     "A fingerprint of everything that can change a row"
     files = ("model_name", "tokenizer", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "corrupt", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
-    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint)}
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "ocr", "corrupt", "frozen", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
+    options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint),
+               "frozen": read_json(Path(cfg.frozen)/"manifest.json").get("fingerprint") if cfg.frozen else None}
     return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
 
 # %% ../nbs/08_eval.ipynb #c042
@@ -523,13 +505,12 @@ def answer_part(
     part:Part, # what to answer
     readers, # an object with `answer(mode, cases, evidence)`
     index, # an `EvidenceIndex` or None
-    pages:Pages, # clean pictures
+    inputs, # from `open_inputs`
 ): # yields pairs of a file's name and rows for it
     "Damage and search a part once, and let every mode answer what is missing"
-    from r3nb.corrupt import manifest_row
-    pages.turn_to(part.block)
-    cases = damage(part.block, part.damage, part.level, part.seed, cfg, pages)
-    yield DAMAGE, [{"damage": c.damage} | manifest_row(c.seen) for c in cases]
+    inputs.pages.turn_to(part.block)
+    cases = damage(part.block, part.damage, part.level, part.seed, cfg, inputs)
+    yield DAMAGE, [c.row for c in cases]
     evidence = find_evidence(index, cases, dict.fromkeys(m.evidence for m, _ in part.todo if m.evidence), cfg.top_k)
     order = by_length(cases, next(iter(evidence.values()), None))
     size = len(order) if hasattr(readers, "stream") else cfg.batch_size
@@ -573,13 +554,13 @@ def team(): # yields a `Team`
     finally: dist.destroy_process_group()
 
 # %% ../nbs/08_eval.ipynb #c049
-_desk = None # in a worker: the options, the readers, the index and the clean pictures
+_desk = None # in a worker: the options, the readers, the index and the damaged inputs
 
 def _open_desk(cfg):
     global _desk
     _torch_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
     index = open_index(cfg)
-    _desk = cfg, Readers(cfg, index), index, Pages(cfg.image_root, 2**30 // cfg.workers)
+    _desk = cfg, Readers(cfg, index), index, open_inputs(cfg)
 
 def _at_desk(part):
     out = {DAMAGE: [], PARTIAL: []}
@@ -593,9 +574,9 @@ def answers(
 ): # yields pairs of a file's name and rows for it
     "Answer parts one after the other here, or side by side in several processes"
     if readers is not None or cfg.workers == 1:
-        index, pages = open_index(cfg), Pages(cfg.image_root)
+        index, inputs = open_index(cfg), open_inputs(cfg)
         readers = readers or open_readers(cfg, index)
-        for part in todo: yield from answer_part(cfg, part, readers, index, pages)
+        for part in todo: yield from answer_part(cfg, part, readers, index, inputs)
         if hasattr(readers, "close"): readers.close()
         return
     with worker_pool(min(cfg.workers, len(todo)), _open_desk, (cfg,)) as pool:
@@ -614,6 +595,7 @@ def sweep(
     cfg, us = settled(cfg), us or Team()
     out, plan = Path(cfg.out_dir), plan_of(cfg, eval_records(cfg))
     if us.leads:
+        if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
         run_dir_fresh(out, run_key(cfg))
         (out/SUMMARY).unlink(missing_ok=True)
     us.wait()
@@ -682,10 +664,11 @@ def save_gallery(
     cfg:EvalConfig, # options of the run
     folder:Path, # where the pictures go
     records:list, # records of the run
+    inputs=None, # from `open_inputs`, to be used again
 )->list[dict]: # one entry per page and level
     "The first page of each dataset at every level"
-    first = {r.dataset: r for r in reversed(records)}
-    return [save_case(folder, f"{ds}_{level:g}", damage([r], "drawn", level, cfg.seeds[0], cfg)[0])
+    first, what = {r.dataset: r for r in reversed(records)}, "drawn" if "drawn" in cfg.damage else cfg.damage[0]
+    return [save_case(folder, f"{ds}_{level:g}", damage([r], what if level else "drawn", level, cfg.seeds[0], cfg, inputs)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
 # %% ../nbs/08_eval.ipynb #c086
@@ -700,16 +683,16 @@ def save_examples(
     picked = pick_cases(load_predictions(path, texts=False), n)
     wanted = {damage_key(p) for p in picked}
     rows = [r for _, r in read_jsonl(path) if damage_key(r) in wanted]
-    pages = page_paths(cfg)
+    pages, inputs = page_paths(cfg), open_inputs(cfg)
     for i, p in enumerate(picked):
-        case = damage([by_id[p["sample_id"]]], "drawn", p["level"], p["seed"], cfg)[0]
+        case = damage([by_id[p["sample_id"]]], "drawn", p["level"], p["seed"], cfg, inputs)[0]
         answers = {r["mode"]: r for r in rows if r["sample_id"] == p["sample_id"]}
         entry = p | save_case(folder, f"case{i}", case) | {"references": case.record.answers}
         entry["answers"] = {m: {"prediction": r["prediction"], "score": r["scores"]["score"]} for m, r in answers.items()}
         shown = next((answers[m] for m in ("r3", "rag") if m in answers), None)
         if shown: entry |= {"gates": shown["gates"], "evidence": [copy_page(cfg, folder, e, pages) for e in shown["evidence"]]}
         out.append(entry)
-    write_json(folder/"examples.json", {"gallery": save_gallery(cfg, folder, list(by_id.values())), "cases": out})
+    write_json(folder/"examples.json", {"gallery": save_gallery(cfg, folder, list(by_id.values()), inputs), "cases": out})
     return folder
 
 def page_paths(cfg:EvalConfig)->dict:
@@ -760,7 +743,7 @@ def evaluate(
     if cfg.threads: _torch_threads(cfg.threads)
     path = sweep(cfg, readers, us)
     if us and not us.leads: return None
-    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "corruption_sha256": sha256_file(out/"corruption.jsonl")}
+    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "inputs_fingerprint": sha256_file(out/"corruption.jsonl"), "frozen": frozen_report(cfg, out)}
     if cfg.endpoint: summary["endpoint"] = endpoint_report(out)
     save_examples(cfg)
     write_json(out/SUMMARY, summary)
@@ -768,6 +751,18 @@ def evaluate(
     inputs = [p for p in (cfg.val_jsonl, cfg.index_dir, cfg.checkpoint_dir, cfg.lora_checkpoint_dir, cfg.model_name) if p and Path(p).exists()]
     write_manifest(out, cfg, {"corruption": cfg.seeds, "sample": cfg.sample_seed}, inputs, [path, out/"corruption.jsonl", out/SUMMARY])
     return summary
+
+def frozen_report(cfg:EvalConfig, out:Path)->dict|None:
+    "Which frozen set the inputs were read from, and whether all of it; None for inputs made on the fly"
+    if not cfg.frozen: return None
+    mark = read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]
+    return {"fingerprint": mark, "whole": mark == sha256_file(out/"corruption.jsonl")}
+
+def inputs_line(cfg:EvalConfig, summary:dict)->str:
+    "Where the damaged inputs came from, and their fingerprint"
+    had = summary["frozen"]
+    source = "made on the fly" if not had else f"read from {cfg.frozen}, " + ("all of it" if had["whole"] else f"a part of the set {had['fingerprint']}")
+    return f"inputs {summary['inputs_fingerprint']}, {source}"
 
 def _torch_threads(n:int):
     import torch
@@ -783,6 +778,7 @@ def main(argv=None):
     else:
         with team() as us: summary = evaluate(cfg, us=us)
     if summary: print(show(summary))
+    if summary and not cfg.rescore: print(inputs_line(cfg, summary))
 
 # %% ../nbs/08_eval.ipynb #c090
 if __name__ == "__main__" and "__file__" in globals(): main()

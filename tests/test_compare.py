@@ -289,7 +289,7 @@ def test_other_damage_and_other_settings_are_told(tmp_path):
     a, b = rows({"base+text": (.5, 1)}), [r | {"text": "another page"} if i < 3 else r for i, r in enumerate(rows({"base+text": (.5, 1)}))]
     files = write_jsonl(tmp_path/"a/predictions.jsonl", a), write_jsonl(tmp_path/"b/predictions.jsonl", b)
     assert "3 of 180 pairs were shown different text" in run(*files)["comparisons"][0]["notes"][0]
-    for d, suffix, print_ in (("a", "", "1"), ("b", " Briefly.", "2")): write_json(tmp_path/d/"summary.json", {"settings": {"prompt_suffix": suffix, "top_k": 3}, "corruption_sha256": print_})
+    for d, suffix, print_ in (("a", "", "1"), ("b", " Briefly.", "2")): write_json(tmp_path/d/"summary.json", {"settings": {"prompt_suffix": suffix, "top_k": 3}, "inputs_fingerprint": print_})
     first, second = run(*files)["notes"]
     assert first == "the runs differ in prompt_suffix: '' against ' Briefly.'" and "not equal" in second
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from r3nb import eval as ev
+from r3nb import frozen
 from r3nb.compare import ORDER, rescore, summarise
 from r3nb.core import CheckpointError, ConfigError, DataError, read_jsonl, rng, write_jsonl
 from r3nb.eval import Answer, EvalConfig, evaluate, parse_mode, sweep
@@ -346,6 +347,7 @@ sys.path.insert(0, {tests!r})
 from test_eval import Parrot, config
 from pathlib import Path
 from r3nb import eval as ev
+from r3nb import frozen
 ev.BLOCK = 2
 class Mortal(Parrot):
     def answer(self, mode, cases, evidence):
@@ -391,14 +393,14 @@ def test_torchrun_command(real, tmp_path):
 def test_pictures_are_decoded_and_prepared_once(real, tmp_path, monkeypatch):
     "Two seeds at one level, three modes of one model: each page is opened once, each batch of damaged pages prepared once"
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-    opened, prepared, whole = [], [], ev.open_image
-    monkeypatch.setattr(ev, "open_image", lambda p: opened.append(str(p)) or whole(p))
+    opened, prepared, whole = [], [], frozen.open_image
+    monkeypatch.setattr(frozen, "open_image", lambda p: opened.append(str(p)) or whole(p))
     make = Qwen2VLImageProcessor.__call__
     monkeypatch.setattr(Qwen2VLImageProcessor, "__call__", lambda self, images, **kw: prepared.append(images) or make(self, images, **kw))
     cfg = replace(real_config(real, tmp_path/"o", eval_mode=["base", "base+text", "r3"], corruption_levels=[.6], batch_size=4), seeds=[3, 4])
     sweep(cfg)
     calls = [tuple(id(im) for row in images for im in row) for images in prepared]
-    assert len(opened) == len(set(opened)) and len(calls) == len(set(calls)) and sum(len(c) == 4 for c in calls) == 2 * 2
+    assert len(opened) == len(set(opened)) == 8 and len(calls) == len(set(calls)) and sum(len(c) == 4 for c in calls) == 2 * 2
 
 
 def test_kept_pages_stay_within_their_budget(world):
