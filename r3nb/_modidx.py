@@ -723,7 +723,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'r3nb.interchange.collated_prompts': ('interchange.html#collated_prompts', 'r3nb/interchange.py'),
                                   'r3nb.interchange.features': ('interchange.html#features', 'r3nb/interchange.py'),
                                   'r3nb.interchange.frozen_parts': ('interchange.html#frozen_parts', 'r3nb/interchange.py'),
-                                  'r3nb.interchange.frozen_rows': ('interchange.html#frozen_rows', 'r3nb/interchange.py'),
                                   'r3nb.interchange.main': ('interchange.html#main', 'r3nb/interchange.py'),
                                   'r3nb.interchange.open_picture': ('interchange.html#open_picture', 'r3nb/interchange.py'),
                                   'r3nb.interchange.picture_bytes': ('interchange.html#picture_bytes', 'r3nb/interchange.py'),
