@@ -10,7 +10,7 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BLOCK', 'META', 'FR
            'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'rows_of', 'Part', 'Plan',
            'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index', 'row_files', 'finish',
            'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'suffix_of', 'settings_of',
-           'evaluate', 'frozen_report', 'inputs_line', 'main']
+           'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -77,7 +77,7 @@ def parse_mode(
 @dataclass
 class SweepOptions:
     "What is asked, under which damage, and of which models"
-    model_name: str = "" # folder or hub name of the backbone
+    model_name: str = "" # folder or hub name of the backbone; with an endpoint its name there, empty asks for the only one
     val_jsonl: str = "" # unified records to evaluate on
     image_root: str = "" # folder that the records' image paths start from
     index_dir: str = "" # evidence index; needed by rag and r3
@@ -732,6 +732,19 @@ def settings_of(
     return {k: v for k, v in asdict(cfg).items() if k not in aside} | {"prompt_suffix": suffix_of(cfg), "decoding": "greedy", "depends_on_batch_size": False,
             "model": Path(cfg.model_name).name, "served": bool(cfg.endpoint), "content": hashes, "versions": dict(sorted(installed.items()))}
 
+# %% ../nbs/08_eval.ipynb #c087e
+def frozen_report(cfg:EvalConfig, out:Path)->dict|None:
+    "Which frozen set the inputs were read from, and whether all of it; None for inputs made on the fly"
+    if not cfg.frozen: return None
+    mark = read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]
+    return {"fingerprint": mark, "whole": mark == sha256_file(out/"corruption.jsonl")}
+
+def inputs_line(cfg:EvalConfig, summary:dict)->str:
+    "Where the damaged inputs came from, and their fingerprint"
+    had = summary["frozen"]
+    source = "made on the fly" if not had else f"read from {cfg.frozen}, " + ("all of it" if had["whole"] else f"a part of the set {had['fingerprint']}")
+    return f"inputs {summary['inputs_fingerprint']}, {source}"
+
 # %% ../nbs/08_eval.ipynb #c088
 def evaluate(
     cfg:EvalConfig, # options
@@ -753,22 +766,11 @@ def evaluate(
     write_manifest(out, cfg, {"corruption": cfg.seeds, "sample": cfg.sample_seed}, inputs, [path, out/"corruption.jsonl", out/SUMMARY])
     return summary
 
-def frozen_report(cfg:EvalConfig, out:Path)->dict|None:
-    "Which frozen set the inputs were read from, and whether all of it; None for inputs made on the fly"
-    if not cfg.frozen: return None
-    mark = read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]
-    return {"fingerprint": mark, "whole": mark == sha256_file(out/"corruption.jsonl")}
-
-def inputs_line(cfg:EvalConfig, summary:dict)->str:
-    "Where the damaged inputs came from, and their fingerprint"
-    had = summary["frozen"]
-    source = "made on the fly" if not had else f"read from {cfg.frozen}, " + ("all of it" if had["whole"] else f"a part of the set {had['fingerprint']}")
-    return f"inputs {summary['inputs_fingerprint']}, {source}"
-
 def _torch_threads(n:int):
     import torch
     torch.set_num_threads(n)
 
+# %% ../nbs/08_eval.ipynb #c088b
 @console
 def main(argv=None):
     "Entry point of `r3nb_eval` and `python -m r3nb.eval`"

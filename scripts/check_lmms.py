@@ -14,12 +14,13 @@ from pathlib import Path
 from r3nb.core import read_json, read_jsonl, sha256_text, write_json, write_jsonl
 from r3nb.data import UnifyConfig, merge, unify
 from r3nb.eval import EvalConfig, evaluate
+from r3nb.frozen import FreezeConfig, freeze
 from r3nb.interchange import TasksConfig, task_name, write_tasks
 from r3nb.mini import WorldConfig, backbone_dir, make_world
 
 HERE = Path(__file__).resolve().parent
 LMMS = HERE.parent/".lmms"
-DATASETS, MODES = ("screenqa", "chartqa", "infovqa"), ("base", "base+text")
+DATASETS, MODES, LEVEL = ("screenqa", "chartqa", "infovqa"), ("base", "base+text"), 0.4
 
 
 def questions(folder, datasets=DATASETS):
@@ -35,12 +36,22 @@ def questions(folder, datasets=DATASETS):
     return {"jsonl": str(folder/"val.jsonl"), "image_root": str(folder/"raw")}
 
 
+def written(folder, data):
+    "The questions as tasks, clean and frozen"
+    frozen = freeze(FreezeConfig(**data, out=str(folder/"frozen"), levels=[LEVEL], workers=1))
+    cfg = TasksConfig(**data, frozen=str(frozen), out=str(folder/"tasks"), text=True, model_name=str(backbone_dir()))
+    write_tasks(cfg)
+    return cfg
+
+
 def ours(folder, data, **options):
-    "Predictions of `r3nb_eval` by task and sample"
-    evaluate(EvalConfig(model_name=str(backbone_dir()), val_jsonl=data["jsonl"], image_root=data["image_root"], eval_mode=list(MODES), clean_only=True,
-                        out_dir=str(folder/"eval"), n_boot=50, **options))
+    "Predictions of `r3nb_eval` by task and sample; damage is made on the fly"
+    evaluate(EvalConfig(**{"model_name": str(backbone_dir()), "val_jsonl": data["jsonl"], "image_root": data["image_root"], "eval_mode": list(MODES),
+                           "corruption_levels": [0, LEVEL], "out_dir": str(folder/"eval"), "n_boot": 50} | options))
     out = {}
-    for _, r in read_jsonl(folder/"eval/predictions.jsonl"): out.setdefault(task_name(TasksConfig(), r["dataset"], "", r["mode"]), {})[r["sample_id"]] = r
+    for _, r in read_jsonl(folder/"eval/predictions.jsonl"):
+        condition = f"drawn_l{r['level']:g}_s{r['seed']}" if r["level"] else ""
+        out.setdefault(task_name(TasksConfig(), r["dataset"], condition, r["mode"]), {})[r["sample_id"]] = r
     return out
 
 
@@ -55,7 +66,7 @@ def with_lmms(*args, **env):
     return done.stdout
 
 
-def theirs(folder, groups=("r3nb", "r3nb_text")):
+def theirs(folder, groups=("r3nb", "r3nb_text", "r3nb_frozen", "r3nb_frozen_text")):
     "What lmms-eval answers, by task"
     with_lmms(HERE/"lmms_run.py", folder/"tasks", backbone_dir(), folder/"lmms.json", *groups, HF_HOME=str(folder/"hf"))
     return read_json(folder/"lmms.json")
@@ -78,7 +89,7 @@ def compared(mine, found):
 def check(folder):
     "Both harnesses on the same questions"
     data = questions(folder)
-    write_tasks(TasksConfig(**data, out=str(folder/"tasks"), text=True, model_name=str(backbone_dir())))
+    written(folder, data)
     found = theirs(folder)
     return {"made_by": "make interchange", "model": "the tiny Qwen3-VL that ships with r3nb, float32, on a CPU",
             "versions": found["versions"], "tasks": compared(ours(folder, data), found)}

@@ -3,6 +3,7 @@ import ast
 import importlib.util
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import test_odd_images
 import yaml
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import load_dataset
 from PIL import Image
 
 from r3nb import interchange as I
-from r3nb.core import ConfigError, DataError, QARecord, R3Error, open_image, read_json, read_records, sha256_text, write_jsonl
+from r3nb.core import ConfigError, DataError, QARecord, R3Error, open_image, read_json, read_records, sha256_file, sha256_text, write_jsonl
+from r3nb.frozen import Condition, FreezeConfig, FreshInputs, Pages, freeze
 from r3nb.interchange import TasksConfig, write_tasks
 from r3nb.metrics import METRIC_KEYS, anls, relaxed_accuracy, score, screenqa
-from r3nb.mini import backbone_dir
+from r3nb.model import build_prompt
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,12 +56,10 @@ def task_docs(path, cache):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    "30 questions in the form of ChartQA and InfoVQA, as records and as tasks for the tiny model"
+    "30 questions in the form of ChartQA and InfoVQA, as records and as tasks for the tiny model, clean and frozen"
     d = tmp_path_factory.mktemp("interchange")
     data = lmms.questions(d, ("chartqa", "infovqa"))
-    cfg = TasksConfig(**data, out=str(d/"tasks"), text=True, model_name=str(backbone_dir()))
-    write_tasks(cfg)
-    return d, data, cfg
+    return d, data, lmms.written(d, data)
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +74,27 @@ def test_folders_load_on_their_own(world, predictions, tmp_path):
     try:
         records, cut = {r.sample_id: r for r in read_records(data["jsonl"])}, 0
         for name, mine in predictions.items():
-            folder = moved/name.removesuffix("_text")
+            folder = moved/"_".join(name.split("_")[:2])
             task, docs = task_docs(folder/f"{name}.yaml", tmp_path/"cache")
             utils = module(folder/"utils.py")
-            assert task["task"] == name and [o["sample_id"] for o in docs] == [s for s in records if s in mine]
+            assert task["task"] == name and sorted(o["sample_id"] for o in docs) == sorted(mine)
             for o in docs:
                 r = records[o["sample_id"]]
                 prompt = getattr(utils, task["doc_to_text"].split(".")[1])(o, task["lmms_eval_specific_kwargs"]["default"])
                 assert sha256_text(prompt) == mine[r.sample_id]["prompt_sha256"]
-                assert utils.doc_to_visual(o)[0].tobytes() == open_image(Path(data["image_root"])/r.image_path).tobytes()
-                assert (o["answers"], o["text"], o["question"], json.loads(o["meta"])) == (r.answers, r.pseudo_text, r.question, r.meta)
+                pixels = utils.doc_to_visual(o)[0].tobytes()
+                assert (o["answers"], o["question"], json.loads(o["meta"])) == (r.answers, r.question, r.meta)
+                assert (o["text"] == r.pseudo_text and pixels == open_image(Path(data["image_root"])/r.image_path).tobytes()) or o["damage"] == "drawn"
                 cut += len(prompt) < len(r.pseudo_text)
-        assert cut >= 4 # of 60 prompts
+        assert cut >= 8 and len(predictions) == 8 # of 120 prompts
     finally: moved.rename(d/"tasks")
 
 
 def test_suffix_counts_as_in_r3nb_eval(world, tmp_path):
     "It is in the task file, not in the rows, and prompts are still those of r3nb_eval"
     suffix = "\nAnswer the question using a single word or phrase."
-    write_tasks(replace(world[2], out=str(tmp_path/"tasks"), prompt_suffix=suffix, max_eval_samples=10))
-    for name, mine in lmms.ours(tmp_path, world[1], prompt_suffix=suffix, max_eval_samples=10).items():
+    write_tasks(replace(world[2], frozen="", out=str(tmp_path/"tasks"), prompt_suffix=suffix, max_eval_samples=10))
+    for name, mine in lmms.ours(tmp_path, world[1], prompt_suffix=suffix, max_eval_samples=10, clean_only=True).items():
         task, docs = task_docs(tmp_path/"tasks"/name.removesuffix("_text")/f"{name}.yaml", tmp_path/"cache")
         own = {o["sample_id"]: o["prompt_text" if name.endswith("_text") else "prompt"] for o in docs}
         assert task["lmms_eval_specific_kwargs"]["default"]["post_prompt"] == suffix and not any("phrase" in p for p in own.values())
@@ -144,41 +145,46 @@ def test_pixels_of_odd_pictures(tmp_path):
     assert len(kept) > 10 and len(made) > 3, (kept, made)
 
 
-def frozen_set(d, levels=(0.2, 0.6), seeds=(0, 1), drop=()):
-    "A frozen set in the columns that r3nb_corrupt freeze writes, of three datasets"
-    rows = []
-    for i, ds in enumerate(("chartqa", "infovqa", "chartqa", "screenqa")):
-        for level in levels:
-            for seed in seeds:
-                Image.new("RGB", (32, 24), (int(99*level), 60*i, 20*seed)).save(d/"p.png")
-                rows.append({"sample_id": f"{ds}_val_{i}", "image_id": f"p{i}", "dataset": ds, "split": "val", "question": f"what\n{i}?", "answers": ["1", "one"],
-                             "pseudo_text": f"page {level:g} {seed}", "damage": "drawn" if i else "gaussian_blur", "level": level, "seed": seed,
-                             "image": {"bytes": (d/"p.png").read_bytes(), "path": None}, "meta": json.dumps({"human_or_machine": 1})})
-    columns = Features({k: v for k, v in I.features([]).items() if k in I.FROZEN} | {"pseudo_text": Value("string")})
-    Dataset.from_list([{k: v for k, v in r.items() if k not in drop} for r in rows], features=Features({k: v for k, v in columns.items() if k not in drop})).save_to_disk(d/"frozen")
-    return d/"frozen"
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    "A frozen set of three datasets under two damages"
+    d = tmp_path_factory.mktemp("cold")
+    rows = [QARecord(f"{ds}_val_{i}", ds, "val", f"p{i}", f"p{i}.png", f"what\n{i}?", "1", ["1", "one"], f"page {i} of many words", meta={"human_or_machine": 1})
+            for i, ds in enumerate(("chartqa", "infovqa", "chartqa", "screenqa"))]
+    for i in range(4): Image.effect_mandelbrot((64, 48), (-2, -1, 1 + i, 1), 20).convert("RGB").save(d/f"p{i}.png")
+    write_jsonl(d/"val.jsonl", rows)
+    return freeze(FreezeConfig(jsonl=str(d/"val.jsonl"), image_root=str(d), out=str(d/"frozen"), levels=[0, 0.2, 0.6], seeds=[0, 1],
+                               damage=["drawn", "gaussian_blur"], workers=1)), rows
 
 
-def test_frozen_conditions_become_tasks(tmp_path):
-    tasks = write_tasks(TasksConfig(frozen=str(frozen_set(tmp_path)), out=str(tmp_path/"out"), text=True, name="cold"))
-    assert len(tasks) == 2*4*4
-    assert tasks["cold_chartqa_gaussian_blur_l0.2_s1_text"] == {"group": "cold_chartqa_gaussian_blur_text", "top": "cold_frozen_text", "metric": "relaxed_overall", "n": 1}
+def test_frozen_conditions_become_tasks(cold, tmp_path):
+    "One task for each dataset, condition and mode, with the inputs that are made on the fly"
+    tasks = write_tasks(TasksConfig(frozen=str(cold[0]), out=str(tmp_path/"out"), text=True, name="cold"))
+    assert len(tasks) == 3*(1 + 2*4)*2 and "cold_chartqa_drawn_l0_s0" in tasks
+    assert tasks["cold_infovqa_gaussian_blur_l0.2_s1_text"] == {"group": "cold_infovqa_gaussian_blur_text", "top": "cold_frozen_text", "metric": "anls", "n": 1}
     task, docs = task_docs(tmp_path/"out/cold_chartqa/cold_chartqa_drawn_l0.6_s1_text.yaml", tmp_path/"cache")
-    assert (docs[0]["prompt_text"], docs[0]["level"], docs[0]["seed"], docs[0]["damage"]) == ("Text: page 0.6 1\nQuestion: what 2?", 0.6, 1, "drawn")
-    assert docs[0]["image"].getpixel((0, 0)) == (59, 120, 20) and docs[0]["kind"] == "augmented"
-    assert task["metadata"] == {"version": 1.0, "mode": "base+text", "dataset": "chartqa", "damage": "drawn", "level": 0.6, "seed": 1}
+    assert task["metadata"] == {"version": 1.0, "mode": "base+text", "dataset": "chartqa", "damage": "drawn", "level": 0.6, "seed": 1,
+                                "frozen": read_json(cold[0]/"manifest.json")["fingerprint"]}
     assert [m["metric"] for m in task["metric_list"]] == ["relaxed_overall", "relaxed_augmented_split"]
+    fresh = list(FreshInputs(Pages(cold[0].parent))([cold[1][0], cold[1][2]], Condition("drawn", 0.6, 1)))
+    for o, d in zip(docs, fresh, strict=True):
+        assert (o["sample_id"], o["text"], o["prompt_text"]) == (d.record.sample_id, d.seen.pseudo_text, build_prompt(d.seen.question, d.seen.pseudo_text))
+        assert o["image"].tobytes() == d.seen.image.tobytes() != open_image(cold[0].parent/d.record.image_path).tobytes()
+
+
+def test_groups(cold, tmp_path):
+    tasks = write_tasks(TasksConfig(frozen=str(cold[0]), out=str(tmp_path/"out"), text=True, name="cold"))
     groups = {g["group"]: g for g in map(read_yaml, (tmp_path/"out").glob("*.yaml"))}
-    assert set(groups["cold_frozen"]["task"]) == {"cold_chartqa_gaussian_blur", "cold_chartqa_drawn", "cold_infovqa_drawn", "cold_screenqa_drawn"}
+    assert set(groups["cold_frozen_text"]["task"]) == {f"cold_{d}_{k}_text" for d in ("chartqa", "infovqa", "screenqa") for k in ("drawn", "gaussian_blur")}
     assert sorted(t for g in groups.values() for t in g["task"] if t in tasks) == sorted(tasks)
     assert groups["cold_infovqa_drawn"]["aggregate_metric_list"] == [{"metric": "anls", "aggregation": "mean", "weight_by_size": True}]
-    assert len({n for g in groups.values() for n in [g["group"]]} & set(tasks)) == 0
+    assert not groups.keys() & tasks.keys()
 
 
-def test_clean_and_frozen_together(world, tmp_path):
-    cfg = replace(world[2], text=False, model_name="", frozen=str(frozen_set(tmp_path)), out=str(tmp_path/"out"), dataset_prefixes=["chart"], max_eval_samples=4)
+def test_clean_and_frozen_together(world, cold, tmp_path):
+    cfg = replace(world[2], text=False, model_name="", frozen=str(cold[0]), out=str(tmp_path/"out"), dataset_prefixes=["chart"], max_eval_samples=4)
     tasks = write_tasks(cfg)
-    assert tasks["r3nb_chartqa"]["n"] == 4 and len(tasks) == 1 + 8
+    assert tasks["r3nb_chartqa"]["n"] == 4 and len(tasks) == 1 + 9
     assert "prompt_text" not in pq.read_schema(tmp_path/"out/r3nb_chartqa/data/clean.parquet").names
     assert read_json(tmp_path/"out/manifest.json")["config"]["max_eval_samples"] == 4
 
@@ -187,9 +193,9 @@ def test_clean_and_frozen_together(world, tmp_path):
     ({"jsonl": "", "frozen": ""}, ConfigError, "--jsonl and --image_root, a frozen set with --frozen"), ({"image_root": ""}, ConfigError, "add --image_root"),
     ({"name": "a,b"}, ConfigError, "cannot begin the name"), ({"max_new_tokens": 0}, ConfigError, "expected 1 or more"),
     ({"dataset_prefixes": ["screen"]}, ConfigError, "no dataset starts with 'screen'"), ({"jsonl": "no.jsonl"}, DataError, "no such file"),
-    ({"frozen": "nowhere"}, DataError, "nowhere: no frozen set here"), ({"model_name": "no/such/model/here"}, ConfigError, "neither a folder nor a model id")])
+    ({"frozen": "nowhere"}, DataError, "no such file"), ({"model_name": "no/such/model/here"}, ConfigError, "neither a folder nor a model id")])
 def test_options_that_cannot_work(world, tmp_path, change, error, words):
-    with pytest.raises(error) as e: write_tasks(replace(world[2], **({"model_name": ""} | change), out=str(tmp_path/"out")))
+    with pytest.raises(error) as e: write_tasks(replace(world[2], **({"model_name": "", "frozen": ""} | change), out=str(tmp_path/"out")))
     assert words in str(e.value) and not list(tmp_path.iterdir())
 
 
@@ -204,9 +210,15 @@ def test_datasets_that_cannot_be_tasks(tmp_path, datasets, metrics, words):
     assert not (tmp_path/"out").exists()
 
 
-def test_frozen_set_without_columns(tmp_path):
-    with pytest.raises(DataError, match="without the columns damage, meta"): write_tasks(TasksConfig(frozen=str(frozen_set(tmp_path, drop=("damage", "meta"))), out=str(tmp_path/"o")))
-    with pytest.raises(ConfigError, match="leave no question"): write_tasks(TasksConfig(frozen=str(frozen_set(tmp_path)), out=str(tmp_path/"o"), dataset_prefixes=["x"]))
+def test_altered_frozen_set(cold, tmp_path):
+    shutil.copytree(cold[0], tmp_path/"frozen")
+    file = next((tmp_path/"frozen").glob("data-*.arrow"))
+    data = bytearray(file.read_bytes())
+    data[len(data)//2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="differ from the manifest"): write_tasks(TasksConfig(frozen=str(tmp_path/"frozen"), out=str(tmp_path/"out")))
+    with pytest.raises(ConfigError, match="leave no question"): write_tasks(TasksConfig(frozen=str(cold[0]), out=str(tmp_path/"out"), dataset_prefixes=["x"]))
+    assert [p.name for p in tmp_path.iterdir()] == ["frozen"]
 
 
 def test_folders_of_others_are_left_alone(world, tmp_path):
@@ -214,6 +226,13 @@ def test_folders_of_others_are_left_alone(world, tmp_path):
     (tmp_path/"out/thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="was not written by r3nb_tasks"): write_tasks(replace(world[2], out=str(tmp_path/"out")))
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+def test_frozen_set_is_not_overwritten(cold):
+    "It has a manifest too, but not ours"
+    before = sha256_file(cold[0])
+    with pytest.raises(ConfigError, match="was not written by r3nb_tasks"): write_tasks(TasksConfig(frozen=str(cold[0]), out=str(cold[0])))
+    assert sha256_file(cold[0]) == before
 
 
 def test_a_killed_run_leaves_the_old_folder(world, tmp_path):
@@ -245,10 +264,10 @@ def test_committed_check_is_of_these_tasks():
 
 @needs_lmms
 def test_lmms_eval_agrees(world, predictions):
-    "Prompts, answers letter by letter, and scores to 1e-6, with the page's text and without"
+    "Prompts, answers letter by letter, and scores to 1e-6: clean, frozen against damage made on the fly, with the page's text and without"
     found = lmms.theirs(world[0])
     rows = lmms.compared(predictions, found)
-    assert {r["task"] for r in rows} == {"r3nb_chartqa", "r3nb_infovqa", "r3nb_chartqa_text", "r3nb_infovqa_text"}
+    assert {r["task"] for r in rows} == {f"r3nb_{d}{c}{m}" for d in ("chartqa", "infovqa") for c in ("", "_drawn_l0.4_s0") for m in ("", "_text")}
     for r in rows:
         assert r["same_prompts"] == r["same_answers"] == r["same_scores"] == r["questions"] == 15, r
         assert abs(r["lmms_eval"] - r["r3nb_eval"]) <= 1e-6, r
