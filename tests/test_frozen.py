@@ -447,3 +447,18 @@ def test_command_line(world, tmp_path):
     assert wrong.returncode == 2 and "error: damage: unknown 'blurr'" in wrong.stderr and "Traceback" not in wrong.stderr
     (tmp_path/"set/corruption.jsonl").write_text("{}\n")
     assert run("r3nb.frozen", "verify", "set").returncode == 2
+
+
+def test_a_real_model_answers_the_same_from_disk(tmp_path):
+    "Retrieval, gates and confidence too: text that was read again, with the engine's confidence among the signals"
+    from r3nb.model import R3Config, R3Model
+    w = tiny.world(tmp_path, 6)
+    R3Model.from_pretrained(tiny.backbone(tmp_path/"backbone"), R3Config(image_dim=24, n_prefix=2, n_memory=2, n_latent=1, bottleneck=16)).save_pretrained(tmp_path/"ckpt")
+    folder = freeze(FreezeConfig(str(w.jsonl), str(tmp_path/"set"), str(w.root), levels=[0, .6], seeds=[3], text_damage="reocr", ocr_engine=TOY, workers=1))
+    cfg = EvalConfig(model_name=str(tmp_path/"backbone"), val_jsonl=str(w.jsonl), image_root=str(w.root), index_dir=str(w.index), checkpoint_dir=str(tmp_path/"ckpt"), seeds=[3], n_boot=20,
+                     max_new_tokens=3, corruption_levels=[0, .6], eval_mode=["base+text", "rag", "r3"], text_damage="reocr", ocr_engine=TOY)
+    fly, disk = (evaluate(replace(cfg, out_dir=str(tmp_path/n), frozen=f)) for n, f in (("fly", ""), ("disk", str(folder))))
+    assert (tmp_path/"fly/predictions.jsonl").read_bytes() == (tmp_path/"disk/predictions.jsonl").read_bytes()
+    assert fly["inputs_fingerprint"] == disk["inputs_fingerprint"] == read_json(folder/"manifest.json")["fingerprint"]
+    plain = evaluate(replace(cfg, out_dir=str(tmp_path/"plain"), text_damage="simulated"))
+    assert plain["inputs_fingerprint"] != fly["inputs_fingerprint"] and (tmp_path/"plain/predictions.jsonl").read_bytes() != (tmp_path/"fly/predictions.jsonl").read_bytes()
