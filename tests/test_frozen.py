@@ -131,7 +131,7 @@ def test_killed_and_resumed(world, tmp_path):
     cfg = options(world, tmp_path/"set", levels=[0, .1, .2, .3, .4, .5, .6, .7], workers=2)
     run = launch(cfg, wait=False)
     part = tmp_path/"set.part"
-    while len(list(part.glob(".notes/*.json"))) < 3 and run.poll() is None: time.sleep(.02)
+    while len(list(part.glob(".notes/[0-9]*.json"))) < 3 and run.poll() is None: time.sleep(.02)
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
     kept = {p.name: p.stat().st_mtime_ns for p in part.glob("data-*.arrow") if (part/".notes"/f"{int(p.name[5:10]):05d}.json").exists()}
