@@ -37,13 +37,14 @@ def classes_of(
     r:dict, # a line of a predictions file
 )->dict: # column -> the classes that the question belongs to
     "The classes of a question"
-    out, said = dict.fromkeys(CLASSES, ()), sum(a == NO_ANSWER for a in r["references"])
+    out, meta, refs = dict.fromkeys(CLASSES, ()), r.get("meta") or {}, r.get("references") or []
     for c in CLASSES[:-1]:
-        if (v := r["meta"].get(c)) in (None, ""): continue
+        if (v := meta.get(c)) in (None, ""): continue
         out[c] = tuple(dict.fromkeys(map(str, v if isinstance(v, list) else [v]))) or (("none",) if c == "operation/reasoning" else ())
     out["human_or_machine"] = tuple({"0": "human", "1": "augmented"}.get(v, v) for v in out["human_or_machine"])
-    split = "no answer" if said == len(r["references"]) else "some raters say no answer" if said else "answer"
-    return out | {"no_answer": (split,) if "sqa_em" in r["scores"] else ()}
+    said = sum(a == NO_ANSWER for a in refs)
+    split = "no answer" if said == len(refs) else "some raters say no answer" if said else "answer"
+    return out | {"no_answer": (split,) if refs and "sqa_em" in r["scores"] else ()}
 
 # %% ../nbs/07_compare.ipynb #c056
 def flat_row(
@@ -51,15 +52,15 @@ def flat_row(
     texts:bool=True, # look for answers in the own text and the evidence?
 )->dict: # a row of the table
     "The fields of a prediction that statistics use"
-    gates, conf, scores = r["gates"] or [np.nan] * 3, r["confidence"] or {}, {k: float(v) for k, v in r["scores"].items()}
+    gates, conf, scores = r.get("gates") or [np.nan] * 3, r.get("confidence") or {}, {k: float(v) for k, v in r["scores"].items()}
+    value, refs, texts = scores.get("score", np.nan), r.get("references") or [], texts and "text" in r and "evidence" in r
     seen = [r["text"], *(e["text"] for e in r["evidence"])] if texts else []
-    value = scores.get("score", np.nan)
     return {**{k: r[k] for k in ("sample_id", "image_id", "dataset", "mode")}, "level": float(r["level"]), "seed": int(r["seed"]), "damage": r.get("damage", DRAWN),
             **scores, "score": value, **dict(zip(("g_text", "g_image", "g_self"), map(float, gates), strict=True)),
             **{f"conf_{k}": float(conf.get(k, np.nan)) for k in ("vis", "text", "true_vis", "true_text")},
-            "support": float(answer_support(r["references"], seen)) if texts and r["references"] else np.nan,
+            "support": float(answer_support(refs, seen)) if texts and refs else np.nan,
             "invented": float(hallucinated(r["prediction"], value, seen)) if texts and scores else np.nan,
-            "has_sibling": r["meta"].get("has_sibling"), **classes_of(r), "words": hash(r["text"]), "wanted": hash(tuple(r["references"]))}
+            "has_sibling": (r.get("meta") or {}).get("has_sibling"), **classes_of(r), "words": hash(r.get("text", "")), "wanted": hash(tuple(refs))}
 
 DRAWN = "drawn" # the damage that a sample draws for itself: the pooled curve
 
@@ -129,7 +130,7 @@ def sums_of(
 )->dict: # (value, *group) -> [1 + n] sums: observed, then resampled; `size` counts answers
     "Sums by group, as observed and over resamples of pages"
     groups = df.groupby(["image_id", *keys], sort=True)
-    wide = groups[values].sum().assign(size=groups.size()).unstack(keys, fill_value=0)
+    wide = groups[values].sum(skipna=False).assign(size=groups.size()).unstack(keys, fill_value=0)
     table = wide.to_numpy(float)
     return dict(zip(wide.columns, np.vstack([table.sum(axis=0), resample(table, n)]).T, strict=True))
 
@@ -461,7 +462,7 @@ BY = ("dataset", "damage", "level", "seed", "has_sibling", *CLASSES) # columns t
 @dataclass
 class CompareConfig:
     "Compare two runs, or two modes of one run, from their predictions files"
-    predictions: list[str] = field(metadata={"positional": True}) # one or two predictions files
+    predictions: list[str] = field(metadata={"positional": True}) # one or two predictions files, or the folders that they are in
     mode_a: str = "" # mode of the first file; empty takes every mode that both files have, or the main one of a single file
     mode_b: str = "" # mode to set it against, of the second file if there is one; empty takes the same mode, or all others of a single file
     by: list[str] = field(default_factory=lambda: ["level"]) # split by level,dataset,damage,seed,kind,has_sibling,human_or_machine,answer_type,operation/reasoning,no_answer
@@ -474,6 +475,7 @@ class CompareConfig:
     def __post_init__(self):
         for c in self.by:
             if c not in BY: raise ConfigError(f"by: unknown column '{c}'{nearest(c, BY)}")
+        self.predictions = [str(Path(p)/"predictions.jsonl") if Path(p).is_dir() else str(p) for p in self.predictions]
         if not 1 <= len(self.predictions) <= 2: raise ConfigError(f"predictions: {len(self.predictions)} files given; give one or two")
         if self.n_boot < 1 or any(q < 1 for q in self.power): raise ConfigError("n_boot and power count resamples and questions; use 1 or more")
 

@@ -107,14 +107,15 @@ def refusal(
 
 def models_at(
     cfg, # options of the run
+    retries:int=4, # further attempts
 )->list[str]: # their names, none if the endpoint does not say
     "The models that an endpoint lists; an error if nobody is there"
     import openai
-    client = connect(replace(cfg, retries=min(cfg.retries, 4)))
+    client = connect(replace(cfg, retries=min(cfg.retries, retries)))
     try: data = client.get("/models", cast_to=object)
-    except openai.APIConnectionError as e:
-        raise EndpointError(f"nobody answers at {api_url(cfg.endpoint)} ({reason_of(e, cfg.timeout)}); start the server, or check --endpoint") from e
-    except (openai.APIStatusError, ValueError) as e:
+    except (openai.APIError, ValueError) as e:
+        if isinstance(e.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+            raise EndpointError(f"nobody answers at {api_url(cfg.endpoint)} ({reason_of(e)}); start the server, or check --endpoint") from e
         if getattr(e, "status_code", 0) in (401, 403): raise refusal(e, cfg) from e
         return []
     rows = data.get("data") if isinstance(data, dict) else None
@@ -229,7 +230,7 @@ class Endpoint:
         if self.whole is None: print(f"note: budgets are counted in {COUNTED[None]}; --tokenizer names a better one", file=sys.stderr)
         self.known = read_json(self.out/NOTE) if (self.out/NOTE).is_file() else None
         (self.out/FAILED).unlink(missing_ok=True)
-        models_at(cfg)
+        models_at(cfg, retries=1)
         self.client = connect(cfg, request=self.before, response=self.after)
 
     def before(self, request):
@@ -267,7 +268,7 @@ def prompt(self:Endpoint,
     "What a local model would read and see in this mode"
     import torch
     from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages
-    c, image = self.collator, fit_picture(case.seen.image, self.collator.manner.ratio) if self.whole else case.seen.image
+    c, image = self.collator, fit_picture(case.seen.image, self.collator.manner) if self.whole else case.seen.image
     with self.writing: # tokenizers may not be used by two threads at once
         c.config = replace(self.config, **self.flags(mode))
         pages, scores = merge_channels(found or {}, c.config.channels)

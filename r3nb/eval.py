@@ -77,7 +77,7 @@ def parse_mode(
 @dataclass
 class SweepOptions:
     "What is asked, under which damage, and of which models"
-    model_name: str = "" # folder or hub name of the backbone
+    model_name: str = "" # folder or hub name of the backbone; with an endpoint its name there, empty asks for the only one
     val_jsonl: str = "" # unified records to evaluate on
     image_root: str = "" # folder that the records' image paths start from
     index_dir: str = "" # evidence index; needed by rag and r3
@@ -167,6 +167,7 @@ def check_config(
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
 
+# %% ../nbs/08_eval.ipynb #c014a
 def check_damage(
     cfg:EvalConfig, # options of the run
 )->None:

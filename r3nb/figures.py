@@ -407,7 +407,7 @@ def settings_md(
     found = summary.get("settings")
     if not found: return "*The settings of this run are not on record.*"
     show = lambda v: ", ".join(f"{k} {o}" for k, o in v.items()) if isinstance(v, dict) else repr(v) if isinstance(v, str) else str(v)
-    more = {k: summary[k] for k in ("corruption_sha256", "predictions_sha256") if k in summary}
+    more = {k: summary[k] for k in ("inputs_fingerprint", "predictions_sha256") if k in summary}
     return markdown_table(["setting", "value"], [[k, f"`{show(v)}`"] for k, v in {**found, **more}.items() if v not in ("", [], {}) or k == "prompt_suffix"])
 
 def confidence_sentences(

@@ -71,7 +71,7 @@ def test_many_rows_are_read_in_parts(tmp_path):
     assert len(df) == len(many) > 3*5_000 and df.score.sum() == pytest.approx(sum(r["scores"]["score"] for r in many)) and list(df.index) == list(range(len(df)))
 
 
-@pytest.mark.parametrize("change, words", [({"scores": {"score": "high"}}, "ValueError"), ({"level": None}, "TypeError"), ({"meta": None}, "AttributeError"), ({"gates": [1, 2]}, "ValueError")])
+@pytest.mark.parametrize("change, words", [({"scores": {"score": "high"}}, "ValueError"), ({"level": None}, "TypeError"), ({"meta": [1]}, "AttributeError"), ({"gates": [1, 2]}, "ValueError")])
 def test_a_wrong_field_is_named_with_its_line(tmp_path, change, words):
     bad = rows()[:3]
     bad[1] = bad[1] | change
@@ -87,6 +87,18 @@ def test_support_and_hallucination_look_at_text_and_evidence(tmp_path):
     base = row(0, "rag", 0.0, 0, (1, 0), text="nothing here", evidence=[{"text": "a red page"}], prediction="green", scores={"score": 0.0})
     df = load_predictions(write_jsonl(tmp_path/"p.jsonl", [base, base | {"sample_id": "b", "evidence": []}, base | {"sample_id": "c", "prediction": "here"}]))
     assert list(df.support) == [1, 0, 1] and list(df.invented) == [1, 1, 0]
+
+
+def test_a_file_of_another_program(tmp_path):
+    "What only our rows have may be missing; it is then unknown, not zero"
+    few = [{k: r[k] for k in ("sample_id", "image_id", "dataset", "mode", "level", "seed", "scores")} for r in rows()]
+    df = load_predictions(write_jsonl(tmp_path/"p.jsonl", few))
+    assert df.support.isna().all() and df.invented.isna().all() and df.g_self.isna().all()
+    s = summarise(tmp_path/"p.jsonl", 50)
+    assert [r["hallucination"] for r in s["robustness"]] == [None]*len(s["robustness"]) and s["classes"] == [] and s["calibration"] == []
+    json.dumps(s, allow_nan=False)
+    ours = write_jsonl(tmp_path/"ours/predictions.jsonl", [r | {"references": []} for r in rows()])
+    assert line(run(tmp_path/"p.jsonl", ours.parent), "mean", 2)["estimate"] == 0
 
 
 # ---- classes of questions

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import families
 import numpy as np
 import openai._base_client
 import pytest
@@ -21,7 +22,7 @@ from chat import KINDS, Chat
 from PIL import Image
 
 from r3nb.core import ConfigError, QARecord, read_json, read_jsonl, rng, write_jsonl
-from r3nb.endpoint import COUNTED, GIVE_UP, EndpointError, Pieces, api_url
+from r3nb.endpoint import COUNTED, GIVE_UP, Endpoint, EndpointError, Pieces, api_url
 from r3nb.eval import EvalConfig, damage, evaluate, run_key, sweep
 
 MODES = ["base", "base+text"]
@@ -215,14 +216,15 @@ def test_what_arrives_is_what_was_damaged(world, tmp_path):
 
 
 def test_a_picture_too_thin_for_the_model_gets_the_margin_of_the_local_one(world, tmp_path):
-    from r3nb.model import fit_picture
+    from r3nb.model import R3Model, fit_picture
     thin = Image.effect_noise((3000, 8), 90).convert("RGB")
     thin.save(tmp_path/"thin.png")
     write_jsonl(tmp_path/"val.jsonl", [replace(world.records[0], image_path="thin.png")])
     cfg = dict(val_jsonl=str(tmp_path/"val.jsonl"), eval_mode=["base"], clean_only=True)
     with Chat() as server:
         for name, tokenizer in (("whole", str(world.backbone)), ("pieces", "")): sweep(replace(config(world, server.url, tmp_path/name, **cfg), image_root=str(tmp_path), tokenizer=tokenizer))
-    assert [a.pixels for a in server.log] == [fit_picture(thin, 190).tobytes(), thin.tobytes()] and fit_picture(thin, 190).size != thin.size
+    wide = fit_picture(thin, R3Model.from_pretrained(world.backbone).processor.manner)
+    assert [a.pixels for a in server.log] == [wide.tobytes(), thin.tobytes()] and wide.size != thin.size
 
 
 def test_empty_and_cut_answers_are_kept_and_counted(world, tmp_path):
@@ -326,6 +328,22 @@ def test_prompts_are_those_of_the_local_model(world, tmp_path, sizes):
     assert len({r["prompt_sha256"] for r in local}) > 24
     assert read_json(tmp_path/"served/endpoint.json")["budgets"] == COUNTED[True]
     assert (tmp_path/"local/corruption.jsonl").read_bytes() == (tmp_path/"served/corruption.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm", "internvl", "gemma3"])
+def test_prompts_of_other_families(family, tmp_path):
+    "Their own special tokens, templates and image tokens: the same words as for the local model, within a budget that cuts"
+    from r3nb.model import R3Collator, R3Config, R3Model, make_examples
+    flags = dict(disable_soft_prefix=True, context_order="score", max_tokens=150)
+    folder = families.backbone(family, tmp_path/"backbone")
+    model = R3Model.from_pretrained(folder, R3Config(lora_r=0, text_dim=20, image_dim=24, **flags))
+    with Chat([str(folder)]) as server: reader = Endpoint(config(SimpleNamespace(root="", index="", jsonl=""), server.url, tmp_path, model_name=str(folder)), lambda mode: flags)
+    for i in range(3):
+        bad = SimpleNamespace(**vars(tiny.damaged(i)) | {"pseudo_text": tiny.records(8)[i].pseudo_text + " <image> <|im_end|> <end_of_turn> x" * 4})
+        example = make_examples(tiny.fake_index(), tiny.records(8)[i:i + 1], [bad], model.r3, [tiny.found(i)], np.zeros((1, 24), np.float32))
+        local = R3Collator(model.processor, model.r3)(example, None, answers=False)["meta"][0]["prompt"]
+        assert reader.prompt(None, SimpleNamespace(record=tiny.records(8)[i], seen=bad), tiny.found(i))[0] == local
+        assert len(local) < 400
 
 
 def test_budgets_with_a_tokenizer_only_and_with_nothing(world, tmp_path):

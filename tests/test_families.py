@@ -126,15 +126,12 @@ def test_labels_and_answer_positions(shaken, name):
             assert all(s.startswith(" ") == name.startswith("llava_next") or name == "llava" for s in said)
             assert all(len(v) == 3 for k, v in part["inputs"].items() if k in shaken.processor.manner.per_token)
         with torch.no_grad(): outs.append(shaken(batch))
-        at = F_shift(batch["labels"])
+        at = batch["labels"][:, 1:] != -100
         assert (logits(shaken, batch)[:, :-1][at] - outs[-1].logits).abs().max() < 1e-5
     assert (outs[0].logits - outs[1].logits).abs().max() < 1e-4
     assert tok(end, add_special_tokens=False)["input_ids"][0] in shaken.ends()
     ids = batch["inputs"]["input_ids"]
     assert tok.bos_token is None or (ids == tok.bos_token_id).sum(1).tolist() == [1, 1, 1]
-
-
-def F_shift(labels): return labels[:, 1:] != -100
 
 
 def test_lora_is_in_the_language_model_only(shaken):
@@ -189,6 +186,45 @@ def test_family_passes_its_own_check(folders, name):
     assert name in m.TESTED_FAMILIES
     got = check_backbone(R3Model.from_pretrained(folders(name), R3Config(lora_r=0)))
     assert got["own rows"] == 0 and min(got["other rows"], got["other picture"]) > 1e-4 and max(got["in a batch"], got["step by step"]) < 1e-5
+
+
+def test_half_precision(folders, name):
+    "Pixels are cast to the backbone's precision, trainable weights stay in 32 bits, and the check holds as far as bfloat16 can tell."
+    model = R3Model.from_pretrained(folders(name), CONFIG, dtype="bfloat16")
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    with torch.no_grad(): out = model(R3Collator(model.processor, CONFIG)(examples(), model))
+    assert out.logits.isfinite().all() and check_backbone(model)["own rows"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(families.UNLISTED) - {"kosmos2"}))
+def test_a_family_that_nobody_listed_is_checked_and_works(folders, name):
+    model = R3Model.from_pretrained(folders(name), CONFIG)
+    assert name not in m.TESTED_FAMILIES and model.slim == (name not in ("chameleon", "blip_2")) and model.processor.manner.nested == (name != "got_ocr2")
+    root, layers = m.language_layers(model.base)
+    assert not any(w in n for n in model.lora_parameters() for w in ("vision", "visual", "vq", "qformer", "projector"))
+    collator = R3Collator(model.processor, CONFIG)
+    batch = collator(examples(), model)
+    out = model(batch)
+    torch.nn.functional.cross_entropy(out.logits, out.targets).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.lora_parameters().items() if "lora_B" in n and "cross_attn" not in n)
+    assert (logits(model, batch)[:, :-1][batch["labels"][:, 1:] != -100] - out.logits).abs().max() < 1e-5
+    said = model.generate(collator(examples(), model, answers=False), 3)
+    assert [model.generate(collator([e], model, answers=False), 3).ids[0] for e in examples()] == said.ids
+    rows = examples()
+    rows[0].corrupted.image = Image.new("RGB", (20_000, 60), "navy")
+    with torch.no_grad(): assert model(collator(rows, model)).logits.isfinite().all()
+
+
+def test_a_processor_that_repeats_placeholders_is_refused(folders):
+    with pytest.raises(ConfigError, match="turns 2 placeholders of each kind into"): R3Model.from_pretrained(folders("kosmos2"), CONFIG)
+
+
+def test_command_line(folders, capsys):
+    m.main(["--model_name", str(folders("gemma3"))])
+    out = capsys.readouterr().out
+    assert "can be used" in out and "'<end_of_turn>'" in out and "14 layers of model.language_model: down_proj" in out
+    with pytest.raises(SystemExit): m.main(["--model_name", str(folders("kosmos2"))])
+    assert "cannot be used: its processor" in capsys.readouterr().err
 
 
 def test_tested_families_are_those_of_this_file(): assert set(m.TESTED_FAMILIES) == set(families.NAMES)
