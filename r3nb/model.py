@@ -537,8 +537,8 @@ class R3Collator:
 
 # %% ../nbs/05_model.ipynb #c062
 @patch
-def evidence(self: R3Collator, examples: list[Example])->dict:
-    "Tensors of the pages, the own picture, the signals and the targets."
+def evidence(self: R3Collator, examples: list[Example], bare: bool = False)->dict:
+    "Tensors of the pages, the own picture, the signals and the targets; bare, only the scores of the pages."
     c, K = self.config, max([1, *(len(e.pages) for e in examples)])
     dims = {"text": c.text_dim, "image": c.image_dim}
     scores, out = np.full((len(examples), 2, K), np.nan, np.float32), {}
@@ -552,6 +552,7 @@ def evidence(self: R3Collator, examples: list[Example])->dict:
                                   f"set {name}_dim to the index's width")
             vectors[i, :len(e.pages)] = e.vectors[name]
         out |= {name: vectors, f"score_{name}": np.nan_to_num(scores[:, j]), f"in_{name}": ~np.isnan(scores[:, j])}
+    if bare: return {k: torch.from_numpy(v) for k, v in out.items() if k not in CHANNELS}
     if len(examples[0].own) != c.image_dim:
         raise ConfigError(f"own-image vectors have width {len(examples[0].own)}, the model expects image_dim {c.image_dim}")
     out |= {"own": np.stack([e.own for e in examples]), "signals": np.array([signals(e, self.tokenizer) for e in examples], np.float32),
@@ -672,15 +673,16 @@ def __call__(self: R3Collator,
     examples: list[Example], # the samples of the batch
     model=None, # whose gate ranks evidence text; None ranks by score alone
     answers: bool = True, # append answers and make labels?
-    teacher: bool = False # add the clean inputs?
+    teacher: bool = False, # add the clean inputs?
+    bare: bool = False # leave out what only the modules read?
 )->dict: # inputs, labels, evidence, meta (and teacher)
     "Make one batch."
-    evidence = self.evidence(examples)
+    evidence = self.evidence(examples, bare)
     weights = rank_pages(evidence, self.config, model)
     wanted = [e.record.answer for e in examples] if answers else None
     fit = lambda images: [fit_picture(im, self.manner) for im in images]
     batch, prompts, quoted = self.fitted(examples, weights, fit([e.corrupted.image for e in examples]), wanted)
-    batch |= {"evidence": evidence, "meta": [self.meta(*x) for x in zip(examples, prompts, quoted, strict=True)]}
+    batch |= {"evidence": None if bare else evidence, "meta": [self.meta(*x) for x in zip(examples, prompts, quoted, strict=True)]}
     if teacher: batch["teacher"] = self.fitted(examples, weights, fit([e.clean[0] for e in examples]), wanted, clean=True)[0]
     return batch
 
