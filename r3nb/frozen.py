@@ -34,7 +34,7 @@ from fastcore.basics import patch
 from PIL import Image
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
+from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text,
                        worker_pool, write_json, write_jsonl, write_manifest)
 from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row
@@ -394,7 +394,8 @@ def freeze_key(
     cfg:FreezeConfig, # the run
 )->str: # equal for runs that make the same set
     "A fingerprint of all that a frozen set depends on"
-    options = {k: v for k, v in asdict(cfg).items() if k not in ("jsonl", "image_root", "out", "ocr_cache", "workers")}
+    aside = ("jsonl", "image_root", "out", "ocr_cache", "workers", "levels", "seeds", "damage")
+    options = {k: v for k, v in asdict(cfg).items() if k not in aside} | {"conditions": sorted(conditions_of(cfg.damage, cfg.levels, cfg.seeds))}
     code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")]
     return fingerprint([options, sha256_file(cfg.jsonl), code, [version(p) for p in ("numpy", "opencv-python-headless", "pillow", "datasets", "rapidocr")]])
 
@@ -444,6 +445,7 @@ def freeze(
     if out.exists() and not out.is_dir(): raise ConfigError(f"{out}: a file is in the way; name another folder")
     part, shards = Path(f"{out}.part"), plan_shards(records, conditions_of(cfg.damage, cfg.levels, cfg.seeds))
     run_dir_fresh(part, key)
+    for torn in part.rglob(f"{TMP_PREFIX}*"): torn.unlink() # left by a kill
     todo = [s for s in shards if not ((part/s.notes).is_file() and (part/s.name).is_file())]
     if todo:
         done = sum(f.stat().st_size for f in part.glob("data-*.arrow"))
