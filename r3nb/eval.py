@@ -43,7 +43,7 @@ CONFIDENCES = {"oracle_confidence": "oracle", "fixed_confidence": "fixed"} # suf
 ABLATIONS = {"prefix": "disable_prefix", "memory": "disable_visual_memory", "latent": "disable_latent_tokens", "aligner": "disable_memory",
              "gate": "disable_gate", "context": "disable_context", "text_retrieval": "disable_text_retrieval",
              "image_retrieval": "disable_image_retrieval", "soft_prefix": "disable_soft_prefix",
-             "selection": "disable_selection"} # suffix: flag of the model
+             "selection": "disable_selection", "relevance": "disable_relevance"} # suffix: flag of the model
 
 @dataclass(frozen=True)
 class Mode:
