@@ -112,6 +112,7 @@ class EvalConfig(SweepOptions, EndpointOptions):
     disable_image_retrieval: bool = False # no evidence from the image channel
     disable_soft_prefix: bool = False # use no soft tokens at all
     disable_selection: bool = False # evidence for every question, however whole its page seems
+    disable_relevance: bool = False # every page that was found, however little it seems to say
     disable_corruption: bool = False # the same as clean_only
     prompt_suffix: str = "" # appended to every question, recorded with every score
     batch_size: int = 16 # questions answered at once; answers do not depend on it
