@@ -370,7 +370,7 @@ def _show_sample(i:int, record:QARecord, path:Path, cfg:CorruptConfig)->tuple[li
     clean, row, rows, texts = open_image(path), [], [], []
     for level in cfg.levels:
         c = corrupt(record, clean, level, cfg.seed, cfg.families or None, cfg.target)
-        name = f"images/{i:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', record.sample_id)}_{level:g}.png"
+        name = f"images/{i:03d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', record.sample_id)[-80:]}_{level:g}.png"
         with atomic_path(Path(cfg.out)/name) as p: c.image.save(p, format="PNG")
         rows.append(manifest_row(c))
         texts.append(dict(sample_id=c.sample_id, level=level, image=name, pseudo_text=c.pseudo_text, question=c.question))
@@ -392,7 +392,8 @@ def gallery(
         except ImageError as e: bad.append(e)
         else: grid.append(shown[0]); rows += shown[1]; texts += shown[2]; paths.append(path)
     if not grid: bad.check()
-    with atomic_path(out/"gallery.png") as p: gallery_figure(grid).savefig(p, dpi=110, format="png")
+    fig = gallery_figure(grid)
+    with atomic_path(out/"gallery.png") as p: fig.savefig(p, dpi=min(110, 60000/max(fig.get_size_inches())), format="png")
     rows, mark = corruption_manifest(rows)
     write_jsonl(out/"corruption.jsonl", rows); write_jsonl(out/"texts.jsonl", texts)
     write_manifest(out, cfg, dict(corruption=cfg.seed, fingerprint=mark), paths, [out/"corruption.jsonl"])
@@ -405,3 +406,6 @@ def main(
 ):
     "Console script `r3nb_corrupt`"
     print(f"gallery: {gallery(parse_cli(CorruptConfig, argv, 'r3nb_corrupt'))/'gallery.png'}")
+
+# %% ../nbs/03_corrupt.ipynb #c076
+if __name__ == "__main__" and "__file__" in globals(): main()
