@@ -337,6 +337,7 @@ def write_shard(
     write_json(folder/shard.notes, {"sha256": sha256_file(folder/shard.name), "rows": rows})
     return len(rows)
 
+# %% ../nbs/03_frozen.ipynb #c042b
 _desk = None # in a worker: the inputs and the folder
 
 def _open_desk(cfg:FreezeConfig, folder:Path):
@@ -491,14 +492,18 @@ class FrozenInputs:
             f.seek(self.starts[at])
             return json.loads(f.readline())
 
-    def find(self, condition:Condition)->int:
-        "The place of a condition; the clean page serves every seed"
-        known = self.conditions.get(condition)
-        if known is None and not condition.level: known = next((i for c, i in self.conditions.items() if not c.level), None)
-        if known is not None: return known
-        what, level, seed = (", ".join(str(v) for v in sorted(set(values))) for values in zip(*self.conditions, strict=True))
-        raise DataError(f"{self.folder}: nothing is frozen for damage {condition.damage}, level {condition.level:g}, seed {condition.seed}; "
-                        f"the set has damage {what}; level {level}; seed {seed}; freeze another with what is missing")
+# %% ../nbs/03_frozen.ipynb #c056b
+@patch
+def find(self:FrozenInputs,
+    condition:Condition, # a condition
+)->int: # its number
+    "The place of a condition; the clean page serves every seed"
+    known = self.conditions.get(condition)
+    if known is None and not condition.level: known = next((i for c, i in self.conditions.items() if not c.level), None)
+    if known is not None: return known
+    what, level, seed = (", ".join(str(v) for v in sorted(set(values))) for values in zip(*self.conditions, strict=True))
+    raise DataError(f"{self.folder}: nothing is frozen for damage {condition.damage}, level {condition.level:g}, seed {condition.seed}; "
+                    f"the set has damage {what}; level {level}; seed {seed}; freeze another with what is missing")
 
 # %% ../nbs/03_frozen.ipynb #c058
 def _same_source(inputs:FrozenInputs, note:dict, r:QARecord, where:str)->None:
@@ -537,6 +542,7 @@ def thaw(
     if not condition.level: return damaged(r, seen.image, note["clean_image_sha256"], condition, seen.target, row["text_damage"])
     return Damaged(replace(r, ocr_conf=row["ocr_conf"]), condition, seen, found)
 
+# %% ../nbs/03_frozen.ipynb #c059b
 @patch
 def check(self:FrozenInputs,
     records:list[QARecord], # what will be asked
