@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
            'ImageError', 'WorkerError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl',
-           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'read_records',
-           'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state',
-           'write_manifest', 'convert', 'from_dict', 'parse_cli', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
+           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'no_answers',
+           'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
+           'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli', 'machine_fault', 'console', 'progress',
+           'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -307,6 +309,15 @@ def check_image(
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
     except _IMAGE_FAULTS as e: raise ImageError(f"{path}: not a readable image ({e}); replace or remove it") from e
 
+# %% ../nbs/00_core.ipynb #c040a
+def no_answers(
+    r, # a record without a single reference
+)->str: # for a message
+    "What is to be done about a record without references"
+    remedy = f"the public {r.split} split of {r.dataset} may have no references: evaluate on its val split" if r.split == "test" else \
+        "drop the row, or use a split with references"
+    return f"{r.sample_id} has no answers; {remedy}"
+
 # %% ../nbs/00_core.ipynb #c041
 def read_records(
     path, # a unified JSONL file
@@ -323,7 +334,7 @@ def read_records(
         if r.sample_id in seen:
             raise DataError(f"{where}: duplicate sample_id {r.sample_id!r}, first in line {seen[r.sample_id]}; remove one of the two")
         if need_answers and not any(a.strip() for a in r.answers):
-            raise DataError(f"{where}: {r.sample_id} has no answers; drop the row, or use a split with references")
+            raise DataError(f"{where}: {no_answers(r)}")
         if image_root is not None and r.image_path not in images: _check_record_image(r, image_root, check_images, where)
         images.add(r.image_path)
         seen[r.sample_id] = line
@@ -549,6 +560,20 @@ def parse_cli(
         if f.init: _add_flag(ap, f, hints[f.name], text.get(f.name, ""))
     return from_dict(cls, vars(ap.parse_args(argv)), "command line")
 
+# %% ../nbs/00_core.ipynb #c069d
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+def machine_fault(
+    e:Exception, # anything that was raised
+)->str: # empty when the disk is not to blame
+    "A fault of this machine's disk in words"
+    where, said = f" ({e.filename})" if getattr(e, "filename", None) else "", " ".join(str(e).split())[:200]
+    if getattr(e, "errno", None) in _FULL or any(w in said for w in ("disk is full", "No space left on device", "disk I/O error", "File too large")):
+        return f"the disk is full{where}: {said}; make room, or let outputs (and TMPDIR) be on a larger disk, and run the same command again"
+    if isinstance(e, OSError) and e.errno in _CLOSED: return f"cannot read or write{where}: {e.strerror}; check the path and its permissions"
+    return ""
+
 # %% ../nbs/00_core.ipynb #c070
 def console(
     main, # a function `main(argv=None)`
@@ -557,8 +582,10 @@ def console(
     @functools.wraps(main)
     def _main(argv=None):
         try: main(argv)
-        except R3Error as e:
-            print(f"error: {e}", file=sys.stderr)
+        except Exception as e:
+            said = str(e) if isinstance(e, R3Error) else machine_fault(e)
+            if not said: raise
+            print(f"error: {said}", file=sys.stderr)
             raise SystemExit(2) from None
     return _main
 

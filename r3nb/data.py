@@ -6,8 +6,9 @@
 __all__ = ['DATASETS', 'SPLITS', 'METRICS', 'DATASET_FILE', 'SHOWN', 'HINT', 'HubSource', 'DatasetSpec', 'dataset_spec',
            'folder_spec', 'raw_answers', 'ocr_column_text', 'check_cache_row', 'read_ocr_cache', 'UnifyConfig',
            'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'image_shape', 'pixel_hash',
-           'over_images', 'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'record_fault',
-           'merge', 'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
+           'over_images', 'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table', 'without_references',
+           'instead', 'record_fault', 'merge', 'stratified_sample', 'mixture_sampler', 'QADataset', 'MergeConfig',
+           'unify_main', 'merge_main']
 
 # %% ../nbs/01_data.ipynb #c003
 import ast
@@ -430,6 +431,9 @@ def _report(u:_Unifier):
     for split, c in u.counts.items():
         print(f"{u.spec.name} {split}: {c['records']} records, {c['text']} with text, from {source}")
         if c["repeated"]: print(f"{u.spec.name} {split}: {c['repeated']} repeated rows dropped, their references kept")
+        if not c["text"] and u.cfg.text_from != "none":
+            print(f"{u.spec.name} {split}: no record has text, so it cannot be searched; run r3nb_ocr --image_dir {u.cfg.raw_dir}/images and give its cache with --ocr_cache")
+    for split in u.spec.unanswered if u.spec.name in DATASETS else (): print(f"{u.spec.name} {split}: {without_references(u.spec, split)}")
 
 def unify(
     cfg:UnifyConfig, # what to translate, from where to where
@@ -455,6 +459,8 @@ class Tally:
         "Count one record"
         self.groups[r.dataset, r.split].update({"questions": 1, "references": len(r.answers), "text": bool(r.pseudo_text),
                                                 "known": r.ocr_conf is not None, "conf": r.ocr_conf or 0})
+
+    def total(self)->int: return sum(c["questions"] for c in self.groups.values())
 
     def rows(self,
         images:dict, # (dataset, split) -> number of images
@@ -483,6 +489,20 @@ def markdown_table(
     lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(c, widths, strict=True)) + " |" for c in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
+# %% ../nbs/01_data.ipynb #c075a
+def without_references(spec:DatasetSpec, split:str)->str:
+    "What to use instead of a split that was published without references"
+    return (f"the public {split} split of {spec.name} has no references; use {spec.name}_unified_val.jsonl to evaluate, "
+            f"and the {split} split for a submission file only")
+
+def instead(
+    path, # a unified file that is not there
+)->str: # a hint, or ""
+    "A hint for those who look for a unified file without references"
+    found = re.fullmatch(r"(.+)_unified_(.+)\.jsonl", Path(path).name)
+    spec = DATASETS.get(found[1]) if found else None
+    return f" ({without_references(spec, found[2])})" if spec and found[2] in spec.unanswered else ""
+
 # %% ../nbs/01_data.ipynb #c076
 HINT = re.compile(r"\[(ANSWER|QUESTION)_HINT\]", re.IGNORECASE)
 
@@ -493,8 +513,7 @@ def record_fault(
     if not any(a.strip() for a in r.answers):
         spec = DATASETS.get(r.dataset)
         if not spec or r.split not in spec.unanswered: return "has no answers; remove the row, it can neither be trained on nor scored"
-        return (f"has no answers: the public {r.split} split of {r.dataset} has no references; use {r.dataset}_unified_val.jsonl to evaluate, "
-                f"and the {r.split} split for a submission file only")
+        return f"has no answers: {without_references(spec, r.split)}"
     if not r.answer.strip(): return "has a blank answer beside its answers, so it cannot be trained on; make the file again with r3nb_unify"
     found = HINT.search(r.pseudo_text) or HINT.search(r.ocr_text)
     return f"has {found[0]} in its text, which leaks the answer; remove it" if found else ""
@@ -504,7 +523,7 @@ class _Merger:
     "Reads unified files and collects what is wrong with them"
     TABLES = """create table ids(sample_id text primary key, place text);
         create table shapes(path text primary key, shape text); create table digests(path text primary key, digest text);
-        create table uses(own, dataset text, split text, image_id text, path text, place text, unique(own, dataset, split, image_id, path));"""
+        create table dropped(path text, split text, primary key(path, split)); create table uses(own, dataset text, split text, image_id text, path text, place text, unique(own, dataset, split, image_id, path));"""
 
     def __init__(self, db:sqlite3.Connection):
         self.db, self.problems, self.tally, self.unanswered = db, Problems(), Tally(), {}
@@ -518,7 +537,7 @@ class _Merger:
                 else:
                     self.db.execute("insert or ignore into uses values (?, ?, ?, ?, ?, ?)", (own, r.dataset, r.split, r.image_id, r.image_path, where))
                     if own: self.check(r, path, where)
-        except DataError as e: self.problems.append(e) # the file is missing or empty
+        except DataError as e: self.problems.append(DataError(f"{e}{instead(path)}")) # the file is missing or empty
 
     def check(self, r:QARecord, path, where:str):
         "Content and id of one record"
@@ -535,12 +554,12 @@ _TWO_FILES = """select place, image_id, min(path), max(path) from uses group by 
 _EACH_IMAGE = "select place, path from (select place, path, min(rowid) as n from uses group by path) order by n"
 _COMPARABLE = """select place, path from (select place, path, min(rowid) as n from uses group by path) join shapes using (path) where shape in
     (select shape from uses join shapes using (path) group by shape having count(distinct split) > 1) order by n"""
-_TWO_SPLITS = """with seen as (select uses.rowid as n, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
+_TWO_SPLITS = """with seen as (select uses.rowid as n, own, split, path, place, coalesce(digest, path) as content from uses left join digests using (path)),
     first as (select content, min(n) as n from seen group by content having count(distinct split) > 1)
-    select s.place, s.path, s.split, o.path, o.split, o.place from first join seen s using (content) join seen o on o.n = first.n
+    select s.place, s.path, s.split, o.path, o.split, o.place, s.own from first join seen s using (content) join seen o on o.n = first.n
     where s.split != o.split order by s.n"""
 
-def _check_images(m:_Merger, image_root, compare:str, workers:int):
+def _check_images(m:_Merger, image_root, compare:str, workers:int, drop:bool=False):
     "Each image is whole, has one id, and is in one split"
     steps = [(image_shape, _EACH_IMAGE, "shapes", "check images"), (pixel_hash if compare == "pixels" else file_hash, _COMPARABLE, "digests", "compare images")]
     for how, query, table, title in steps if image_root is not None else ():
@@ -549,16 +568,29 @@ def _check_images(m:_Merger, image_root, compare:str, workers:int):
         for pair in results: m.db.execute(f"insert into {table} values (?, ?)", pair)
     for where, name, one, two in m.db.execute(_TWO_FILES):
         m.problems.append(DataError(f"{where}: the image id {name} names both {one} and {two}; give different images different ids"))
-    for where, path, split, other, in_split, first in m.db.execute(_TWO_SPLITS):
-        m.problems.append(DataError(f"{where}: image {path} of split {split} is the same picture as {other} of split {in_split} ({first}); "
-                                    "remove its rows from one of the two splits"))
+    for where, path, split, other, in_split, first, own in m.db.execute(_TWO_SPLITS):
+        if drop and own: m.db.execute("insert or ignore into dropped values (?, ?)", (path, split))
+        else: m.problems.append(DataError(f"{where}: image {path} of split {split} is the same picture as {other} of split {in_split} ({first}); "
+                                          "remove its rows from one of the two splits, or leave them out of this file with --drop_shared"))
+
+# %% ../nbs/01_data.ipynb #c081b
+def _kept(m:_Merger, inputs)->Iterator[QARecord]:
+    "The records of several files, one after the other, without those that are dropped; counted anew"
+    m.tally, some = Tally(), m.db.execute("select count(*) from dropped").fetchone()[0]
+    for path in inputs:
+        for line, row in read_jsonl(path):
+            r = QARecord.from_dict(row, f"{path}:{line}")
+            if some and m.db.execute("select 1 from dropped where (path, split) = (?, ?)", (r.image_path, r.split)).fetchone(): continue
+            m.tally.add(r)
+            yield r
+
+def _table(m:_Merger)->list[dict]:
+    "The counts of what is kept"
+    counts = m.db.execute("""select dataset, split, count(distinct image_id) from uses where own and not exists
+        (select 1 from dropped where dropped.path = uses.path and dropped.split = uses.split) group by dataset, split""")
+    return m.tally.rows({(d, s): n for d, s, n in counts})
 
 # %% ../nbs/01_data.ipynb #c083
-def _copied(inputs)->Iterator[QARecord]:
-    "The records of several files, one after the other"
-    for path in inputs:
-        for line, row in read_jsonl(path): yield QARecord.from_dict(row, f"{path}:{line}")
-
 def merge(
     inputs, # unified JSONL files
     out, # the file to write
@@ -566,23 +598,27 @@ def merge(
     against=(), # other unified files, whose images of other splits must not occur here
     compare:str="pixels", # `pixels` or `files`: what makes two images the same
     workers:int=4, # threads that read images
+    drop_shared:bool=False, # leave out rows whose picture was met before in another split, instead of refusing them?
 )->list[dict]: # the table of counts
     "Join unified files into one, with checks; print a table per dataset and split"
     inputs, against = list(inputs), list(against)
     if not inputs: raise ConfigError("inputs: no file given; name at least one unified JSONL file")
-    if against and image_root is None: raise ConfigError("against: images are compared by content, which needs image_root; name the folder of the images")
+    if (against or drop_shared) and image_root is None: raise ConfigError("against, drop_shared: images are compared by content, which needs image_root; name the folder of the images")
     if workers < 1: raise ConfigError(f"workers: {workers} threads cannot read anything; use 1 or more")
     with scratch(_Merger.TABLES) as db:
         m = _Merger(db)
         for path in against: m.read(path, own=False)
         for path in inputs: m.read(path, own=True)
         for where, name, fault, n in m.unanswered.values(): m.problems.append(DataError(f"{where}: {name} {fault} ({n} such records in this file)"))
-        _check_images(m, image_root, compare, workers)
+        _check_images(m, image_root, compare, workers, drop_shared)
         m.problems.check()
-        counts = db.execute("select dataset, split, count(distinct image_id) from uses where own group by dataset, split")
-        table = m.tally.rows({(d, s): n for d, s, n in counts})
-    write_jsonl(out, progress(_copied(inputs), "write", sum(r["questions"] for r in table), "records"))
+        total, pictures = m.tally.total(), db.execute("select count(*) from dropped").fetchone()[0]
+        with atomic_path(out) as part:
+            write_jsonl(part, progress(_kept(m, inputs), "write", total, "records"))
+            if not m.tally.total(): raise DataError(f"{', '.join(map(str, inputs))}: every picture occurs in another split, nothing is left to write")
+        table = _table(m)
     print(markdown_table(table))
+    if pictures: print(f"{total - m.tally.total()} questions about {pictures} pictures that occur in another split were left out")
     if image_root is None: print("images were not opened: no image_root was given")
     return table
 
@@ -669,6 +705,7 @@ class MergeConfig:
     against: list[str] = field(default_factory=list) # other unified files that must share no image across splits
     compare: Literal["pixels", "files"] = "pixels" # what makes two images the same: their decoded pixels, or the bytes of their files
     workers: int = 4 # threads that read images
+    drop_shared: bool = False # leave out rows whose picture was met before in another split, instead of refusing them
 
 @console
 def unify_main(argv=None):
@@ -679,4 +716,4 @@ def unify_main(argv=None):
 def merge_main(argv=None):
     "Console script `r3nb_merge`"
     cfg = parse_cli(MergeConfig, argv, "r3nb_merge")
-    merge(cfg.inputs, cfg.out, cfg.image_root, cfg.against, cfg.compare, cfg.workers)
+    merge(cfg.inputs, cfg.out, cfg.image_root, cfg.against, cfg.compare, cfg.workers, cfg.drop_shared)

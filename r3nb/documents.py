@@ -26,8 +26,9 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .ann import NpyWriter, chunks
-from .core import (TMP_PREFIX, DataError, QARecord, R3Error, atomic_dir, check_image, fingerprint, progress, read_json, read_jsonl,
+from .core import (TMP_PREFIX, DataError, QARecord, R3Error, atomic_dir, check_image, fingerprint, no_answers, progress, read_json, read_jsonl,
                        resolve_image, sha256_file, write_json)
+from .data import Problems
 
 # %% ../nbs/04_documents.ipynb #c006
 HINT = re.compile(r"\[(ANSWER|QUESTION)_HINT\]", re.IGNORECASE)
@@ -145,8 +146,7 @@ def note_sample(store: PageStore, record: QARecord, line: int, where: str):
     except sqlite3.IntegrityError:
         first = store.one("select line from samples where sample_id = ?", record.sample_id)[0]
         raise DataError(f"{where}: duplicate sample_id {record.sample_id!r}, first in line {first}; remove one of the two") from None
-    if not any(a.strip() for a in record.answers):
-        raise DataError(f"{where}: {record.sample_id} has no answers; drop the row, or use a split with references")
+    if not any(a.strip() for a in record.answers): raise DataError(f"{where}: {no_answers(record)}")
 
 def feed(
     store: PageStore, # takes the pages
@@ -156,12 +156,14 @@ def feed(
     if not isinstance(records, (str, Path)):
         for r in records: store.add(r)
         return store
-    for line, row in progress(read_jsonl(records), "read records"):
+    problems = Problems()
+    for line, row in progress(read_jsonl(records, problems), "read records"):
         where = f"{records}:{line}"
-        record = QARecord.from_dict(row, where)
-        note_sample(store, record, line, where)
-        try: store.add(record)
-        except R3Error as e: raise type(e)(f"{where}: {e}") from e
+        try:
+            note_sample(store, record := QARecord.from_dict(row, where), line, where)
+            store.add(record)
+        except R3Error as e: problems.append(e if str(e).startswith(where) else type(e)(f"{where}: {e}"))
+    problems.check()
     return store
 
 # %% ../nbs/04_documents.ipynb #c021

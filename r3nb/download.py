@@ -140,7 +140,8 @@ def ask(
         except (OSError, httpx2.HTTPError) as e:
             if lasting := lasting_fault(e, place, what): raise lasting from e
             if attempt == retries:
-                raise DataError(f"{what}: no success in {retries + 1} attempts, last {_short(e)}; "
+                last = next((x for x in _chain(e) if isinstance(x, HfHubHTTPError)), e)
+                raise DataError(f"{what}: no success in {retries + 1} attempts, last {_short(last)}; "
                                 "try again later, what is finished is kept") from e
             pause = retry_after(e)
             pause = min(2.**attempt, 60.) if pause is None else pause
@@ -936,3 +937,6 @@ def models(
 def models_main(argv=None):
     "Console script `r3nb_models`"
     models(parse_cli(ModelsConfig, argv, "r3nb_models"))
+
+# %% ../nbs/01_download.ipynb #c100a
+if __name__ == "__main__" and "__file__" in globals(): main()

@@ -35,8 +35,8 @@ def encoder_dir(name: str | Path) -> Path: # `minilm`, or a directory written by
         return Path(get_model_path())
     folder = Path(name)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"encoder '{name}' is not a model directory (no config.json in it); give a folder written by save_pretrained, "
-                          "or 'minilm' for the packaged text encoder")
+        raise ConfigError(f"encoder '{name}' is not a model directory (no config.json in it); fetch the retrieval models with r3nb_models --out_dir models, "
+                          "or give a folder written by save_pretrained, or 'minilm' for the packaged text encoder")
     return folder
 
 # %% ../nbs/04_encoders.ipynb #c010

@@ -44,7 +44,7 @@ CONFIDENCES = {"oracle_confidence": "oracle", "fixed_confidence": "fixed"} # suf
 ABLATIONS = {"prefix": "disable_prefix", "memory": "disable_visual_memory", "latent": "disable_latent_tokens", "aligner": "disable_memory",
              "gate": "disable_gate", "context": "disable_context", "text_retrieval": "disable_text_retrieval",
              "image_retrieval": "disable_image_retrieval", "soft_prefix": "disable_soft_prefix",
-             "selection": "disable_selection"} # suffix: flag of the model
+             "selection": "disable_selection", "relevance": "disable_relevance"} # suffix: flag of the model
 
 @dataclass(frozen=True)
 class Mode:
@@ -118,6 +118,7 @@ class EvalConfig(SweepOptions, EndpointOptions):
     disable_image_retrieval: bool = False # no evidence from the image channel
     disable_soft_prefix: bool = False # use no soft tokens at all
     disable_selection: bool = False # evidence for every question, however whole its page seems
+    disable_relevance: bool = False # every page that was found, however little it seems to say
     disable_corruption: bool = False # the same as clean_only
     prompt_suffix: str = "" # appended to every question, recorded with every score
     batch_size: int = 16 # questions answered at once; answers do not depend on it

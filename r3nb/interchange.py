@@ -280,7 +280,7 @@ def write_groups(
 # %% ../nbs/13_interchange.ipynb #c037
 READ_ME = """# {name}: tasks for lmms-eval
 
-Written by `r3nb_tasks`. Each task has a YAML file, the rows that it names as Parquet, and `utils.py`, which is all the code that it runs. The folder may be moved.
+Written by `r3nb_tasks`. Each task has a YAML file, the rows that it names as Parquet, and `utils.py`, which is all the code that it runs. The folder may be moved: lmms-eval finds the rows from where the task file is, from version 0.7.3 on; an older one has to be started in the folder of the task.
 
     lmms-eval --model huggingface --model_args pretrained=MODEL --include_path THIS_FOLDER --tasks {first} --batch_size 1 --log_samples --output_path results
 

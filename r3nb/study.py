@@ -571,3 +571,6 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+# %% ../nbs/11_study.ipynb #c080
+if __name__ == "__main__" and "__file__" in globals(): main()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'FREE_OPTIONS', 'PATH_OPTIONS', 'DataOptions', 'DamageOptions', 'TrainConfig', 'curriculum_level',
-           'TrainSet', 'one_thread', 'answer_loss', 'consistency_loss', 'confidence_loss', 'gate_loss', 'gate_entropy',
-           'alignment_loss', 'losses', 'TrainingError', 'R3Trainer', 'run_dir', 'MovingAverage', 'arguments',
-           'teacher_state', 'newest_checkpoint', 'claim_folder', 'rewind_history', 'Validation', 'Progress',
-           'build_trainer', 'train', 'main']
+           'TrainSet', 'one_thread', 'answer_loss', 'consistency_loss', 'confidence_loss', 'relevance_loss',
+           'gate_loss', 'gate_entropy', 'alignment_loss', 'losses', 'TrainingError', 'R3Trainer', 'run_dir',
+           'MovingAverage', 'arguments', 'teacher_state', 'newest_checkpoint', 'claim_folder', 'rewind_history',
+           'Validation', 'Progress', 'build_trainer', 'train', 'main']
 
 # %% ../nbs/06_train.ipynb #c003
 import json
@@ -86,6 +86,7 @@ class TrainConfig(DamageOptions):
     lambda_gate: float = 0.2 # weight of KL(target || gate)
     lambda_ent: float = 0.01 # weight of the gate's entropy, which is rewarded
     lambda_align: float = 0.1 # weight of the alignment of text and image vectors
+    lambda_page: float = 0.5 # weight of the relevance of pages
     fp16: bool = False # half precision, needs a GPU
     bf16: bool = False # bfloat16
     gradient_checkpointing: bool = False # less memory, more time
@@ -102,7 +103,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     for name in positive:
         if getattr(self, name) < 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
     for name in ("lr", "module_lr", "lr_warmup_steps", "warmup_steps", "weight_decay", "eval_every", "num_workers", "threads",
-                 "sampling_alpha", "lambda_cons", "lambda_conf", "lambda_gate", "lambda_ent", "lambda_align", "max_grad_norm"):
+                 "sampling_alpha", "lambda_cons", "lambda_conf", "lambda_gate", "lambda_ent", "lambda_align", "lambda_page", "max_grad_norm"):
         if not 0 <= getattr(self, name) < math.inf: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
     for name in ("max_corruption", "ema_decay", "distract"):
         if not 0 <= getattr(self, name) <= 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
@@ -241,6 +242,12 @@ def confidence_loss(seen, evidence: dict)->torch.Tensor:
     "Estimated against measured confidence."
     return F.binary_cross_entropy_with_logits(seen.confidence_logits.float(), evidence["true_conf"])
 
+def relevance_loss(seen, evidence: dict)->torch.Tensor:
+    "Estimated relevance of pages against whether they state the answer."
+    known = evidence["stated"] >= 0
+    if not known.any(): return seen.relevance_logits.sum() * 0
+    return F.binary_cross_entropy_with_logits(seen.relevance_logits[known].float(), evidence["stated"][known])
+
 def gate_loss(seen, evidence: dict)->torch.Tensor:
     "KL(target || gate) over the shares that the gate could give, mean over samples."
     gate = seen.gates.float()
@@ -286,6 +293,7 @@ def losses(
     if seen is None or cfg.train_mode == "lora": return parts
     terms = {}
     if cfg.confidence == "estimated": terms["conf"] = cfg.lambda_conf, lambda: confidence_loss(seen, e)
+    if not cfg.disable_relevance: terms["page"] = cfg.lambda_page, lambda: relevance_loss(seen, e)
     if not cfg.disable_gate:
         terms |= {"gate": (cfg.lambda_gate, lambda: gate_loss(seen, e)), "ent": (-cfg.lambda_ent, lambda: gate_entropy(seen))}
     if not cfg.disable_memory: terms["align"] = cfg.lambda_align, lambda: alignment_loss(seen, e)
@@ -307,7 +315,7 @@ class R3Trainer(Trainer):
 
     def collate(self, examples: list):
         "What a worker returns: examples, or a finished batch when no gate is needed."
-        return examples if self.model.r3.context_order == "gate" or self.model.r3.selective else self.collator(examples, teacher=self.with_teacher)
+        return examples if self.model.r3.context_order == "gate" or self.model.r3.selective or self.model.r3.picky else self.collator(examples, teacher=self.with_teacher)
 
     def _get_train_sampler(self, dataset=None): return SequentialSampler(self.train_dataset)
 

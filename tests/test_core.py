@@ -1,6 +1,8 @@
 """Core: files that are whole or absent, errors with their line, keyed randomness, one home for options."""
+import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -259,6 +261,23 @@ def test_console(capsys):
     assert e.value.code == 2 and capsys.readouterr().err == "error: f.jsonl:3: no answers\n"
 
 
+@pytest.mark.parametrize("error,says", [(OSError(errno.ENOSPC, "No space left on device", "a.npy"), "the disk is full (a.npy)"), (OSError(errno.EFBIG, "File too large"), "the disk is full"),
+                                        (sqlite3.OperationalError("database or disk is full"), "the disk is full"), (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+                                        (PermissionError(errno.EACCES, "Permission denied", "/r"), "check the path and its permissions"), (DataError("x"), "error: x\n")])
+def test_console_puts_a_full_or_closed_disk_into_words(capsys, error, says):
+    @console
+    def main(argv=None): raise error
+    with pytest.raises(SystemExit) as e: main([])
+    assert e.value.code == 2 and says in (said := capsys.readouterr().err) and said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(errno.ENOENT, "gone"), sqlite3.OperationalError("no such column: x")])
+def test_console_lets_bugs_show_their_trace(error):
+    @console
+    def main(argv=None): raise error
+    with pytest.raises(type(error)): main([])
+
+
 def test_progress(capsys):
     assert list(progress(iter("abc"), "letters", total=3)) == ["a", "b", "c"]
     out = capsys.readouterr()
@@ -319,3 +338,9 @@ def test_a_worker_that_dies_is_an_error_with_a_remedy():
 
 def test_an_error_in_a_worker_comes_through():
     with pytest.raises(ZeroDivisionError), worker_pool(1) as pool: pool.submit(divmod, 1, 0).result()
+
+
+def test_records_of_a_test_split_without_answers_name_the_split_to_use(tmp_path):
+    row = dict(sample_id="infovqa_test_0", dataset="infovqa", split="test", image_id="i", image_path="i.png", question="q", answer="", answers=[], pseudo_text="")
+    write_jsonl(tmp_path/"val.jsonl", [row])
+    with pytest.raises(DataError, match="val.jsonl:1: infovqa_test_0 has no answers; the public test split of infovqa .* evaluate on its val split"): read_records(tmp_path/"val.jsonl")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
+from tiny import clip
 
 from r3nb import data as D
 from r3nb.core import ConfigError, DataError, ImageError, QARecord, read_records, record_schema, sha256_file, write_json, write_jsonl
@@ -498,3 +499,68 @@ def test_commands_exit_codes_and_help(tmp_path, capsys):
     for main, flag in [(D.unify_main, "--ocr_cache"), (D.merge_main, "--against")]:
         with pytest.raises(SystemExit) as e: main(["--help"])
         assert e.value.code == 0 and flag in capsys.readouterr().out
+
+
+def test_a_missing_unanswered_split_names_the_one_to_use(tmp_path, capsys):
+    out = D.unify(cfg(raw(tmp_path, "infovqa", ("validation",)), tmp_path, "infovqa"))
+    assert "infovqa test: the public test split of infovqa has no references; use infovqa_unified_val.jsonl" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"infovqa_unified_test.jsonl: no such file.*use infovqa_unified_val.jsonl to evaluate"):
+        D.merge([out["val"], out["val"].with_name("infovqa_unified_test.jsonl")], tmp_path/"val.jsonl")
+    with pytest.raises(DataError) as e: D.merge([out["val"].with_name("chartqa_unified_test.jsonl")], tmp_path/"val.jsonl")
+    assert "references" not in str(e.value)
+
+
+def test_a_split_without_any_text_is_said(tmp_path, capsys):
+    folder = raw(tmp_path, "chartqa")
+    D.unify(cfg(folder, tmp_path))
+    assert "chartqa train: no record has text, so it cannot be searched; run r3nb_ocr" in capsys.readouterr().out
+    D.unify(cfg(folder, tmp_path, text_from="none"))
+    assert "no record has text" not in capsys.readouterr().out
+
+
+def test_merge_can_leave_out_what_two_splits_share(tmp_path, capsys):
+    folder, out = unified(tmp_path)
+    before = {s: p.read_text().splitlines() for s, p in out.items()}
+    Image.open(folder/"images/train_0.png").save(folder/"images/val_2.png", compress_level=0)
+    shared = [line for line in before["val"] if '"image_path": "chartqa/images/val_2.png"' in line]
+    kept = [line for line in before["val"] if line not in shared]
+    assert shared and kept
+    run = lambda inputs, **kw: D.merge(inputs, tmp_path/"val.jsonl", image_root=tmp_path/"raw", **kw)
+    with pytest.raises(DataError, match="--drop_shared"): run([out["val"]], against=[out["train"]])
+    capsys.readouterr()
+    table = run([out["val"]], against=[out["train"]], drop_shared=True)
+    assert (tmp_path/"val.jsonl").read_text().splitlines() == kept and table[0]["questions"] == len(kept)
+    assert table[0]["images"] == len({json.loads(line)["image_id"] for line in kept})
+    assert f"{len(shared)} questions about 1 pictures that occur in another split were left out" in capsys.readouterr().out
+    run([out["train"], out["val"]], drop_shared=True) # the first file keeps its rows
+    assert (tmp_path/"val.jsonl").read_text().splitlines() == before["train"] + kept
+    run([out["train"]], drop_shared=True)
+    assert (tmp_path/"val.jsonl").read_bytes() == out["train"].read_bytes()
+    with pytest.raises(ConfigError, match="needs image_root"): D.merge([out["val"]], tmp_path/"x.jsonl", drop_shared=True)
+
+
+@pytest.mark.parametrize("command", ["merge", "ocr", "index"])
+def test_a_full_disk_is_one_sentence_and_the_run_can_be_repeated(tmp_path, command):
+    "A limit on the size of files stands for the full disk"
+    rng = np.random.default_rng(0)
+    (tmp_path/"raw/images").mkdir(parents=True)
+    for i in range(12): Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path/f"raw/images/{i}.png")
+    clip(tmp_path/"clip")
+    write_jsonl(tmp_path/"a.jsonl", [dict(sample_id=f"s_{i}", dataset="s", split="train", image_id=f"{i}", image_path=f"images/{i}.png", question="q", answer="a", answers=["a"],
+                                          pseudo_text=" ".join(rng.permutation(list("abcdefghijkl"))) * 9) for i in range(12)])
+    (tmp_path/"wordy.py").write_text("""from r3nb.ocr import OCRResult
+class Wordy:
+    name, version = "wordy", "1"
+    def __call__(self, image): return OCRResult("word " * 400, .5, [])
+""")
+    code = {"merge": "from r3nb.data import merge_main as main; args = ['a.jsonl', '--out', 'out.jsonl', '--image_root', 'raw']",
+            "ocr": "from r3nb.ocr import main; args = ['--image_dir', 'raw', '--out', 'out.jsonl', '--engine', 'wordy:Wordy', '--workers', '1']",
+            "index": "from r3nb.indices import main; args = ['--jsonl', 'a.jsonl', '--image_root', 'raw', '--out_dir', 'out.index', '--image_encoder', 'clip']"}[command]
+    run = lambda size: subprocess.run([sys.executable, "-c", f"import sys, resource; {code}; sys.path.insert(0, '.'); {size}; main(args)"], cwd=tmp_path, capture_output=True, text=True)
+    full = run("resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))")
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr[-1500:]
+    said = full.stderr.splitlines()[-1]
+    assert said.startswith("error: ") and ("the disk is full" in said or "free space" in said) and not list(tmp_path.glob("out.jsonl")) + list(tmp_path.glob("out.index"))
+    again = run("pass")
+    assert again.returncode == 0, again.stderr[-1500:]
+    if command == "ocr": assert len((tmp_path/"out.jsonl").read_text().splitlines()) == 12

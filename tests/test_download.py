@@ -10,13 +10,15 @@ from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import numpy as np
 import pytest
 from hub import IMAGE, SCHEMAS, Hub, card, picture, shard, sharded
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 
 from r3nb import download as L
-from r3nb.core import ConfigError, ImageError, open_image, read_jsonl, sha256_file
+from r3nb.core import ConfigError, DataError, ImageError, open_image, read_jsonl, sha256_file
 from r3nb.data import DATASETS, DatasetSpec, HubSource, UnifyConfig, unify
 
 ROOT = Path(__file__).parent.parent
@@ -439,6 +441,15 @@ def test_busy_hub(hub, run, tmp_path, status, pattern, times):
     r = run("chartqa", "--out_dir", tmp_path/"raw", "--splits", "train")
     assert r.code == 0, r.text
     assert len(rows_of(tmp_path/"raw", "chartqa_raw_train.jsonl")) == 10
+
+
+def test_the_last_message_has_the_status_of_the_hub():
+    "The client wraps a refused HEAD in an error about its cache and the connection, which would send people to look at the wrong thing"
+    def call():
+        request = httpx2.Request("HEAD", "http://hub/x.parquet")
+        try: raise HfHubHTTPError("503 Service Unavailable for url", response=httpx2.Response(503, request=request))
+        except HfHubHTTPError as e: raise LocalEntryNotFoundError("cannot find the file in the cache; check your connection") from e
+    with pytest.raises(DataError, match="no success in 1 attempts, last HfHubHTTPError: .*503 Service Unavailable"): L.ask(call, L.Place("a/b"), retries=0)
 
 
 def test_hub_that_stays_busy(hub, run, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from tiny import clip
 
 from r3nb.core import ConfigError, DataError, ImageError, IndexMismatchError, QARecord, write_jsonl
 from r3nb.indices import (
@@ -33,18 +34,6 @@ from r3nb.indices import (
 
 WORDS = "alpha bravo delta echo golf hotel india juliet kilo lima mike november oscar papa quebec romeo sierra tango".split()
 N = 14
-
-
-def save_clip(folder, seed):
-    import torch
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-    torch.manual_seed(seed)
-    tower = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    cfg = CLIPConfig(text_config=dict(tower, vocab_size=64, max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=2),
-                     vision_config=dict(tower, image_size=64, patch_size=16), projection_dim=24)
-    CLIPModel(cfg).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
 
 
 def page(i):
@@ -76,7 +65,7 @@ def world(tmp_path_factory):
     (root / "w/images").mkdir(parents=True)
     for i in range(N): page(i).save(root / f"w/images/{i}.png")
     records = [record(i, n) for i in range(N) for n in range(2)]
-    text, image = TextEncoder(), ImageEncoder(save_clip(root / "clip", 0))
+    text, image = TextEncoder(), ImageEncoder(clip(root / "clip", 0))
     index = EvidenceIndex.build(records, root, root / "index", text, image, batch_size=4)
     pairs = [damaged(r, page(int(r.image_id[2:]))) for r in records]
     return SimpleNamespace(root=root, records=records, text=text, image=image, index=index, pairs=pairs)
@@ -162,7 +151,7 @@ def test_a_failed_build_keeps_the_old_index_and_foreign_folders_are_safe(world):
 # ---- encoders
 
 def test_another_encoder_is_refused_even_of_equal_width(world):
-    other = save_clip(world.root / "clip2", 1)
+    other = clip(world.root / "clip2", 1)
     assert EvidenceIndex.load(world.root / "index", "minilm", world.root / "clip").fingerprint == world.index.fingerprint
     with pytest.raises(IndexMismatchError, match="image vectors.*r3nb_index"): EvidenceIndex.load(world.root / "index", image_encoder=other)
     with pytest.raises(IndexMismatchError, match="width"): world.index.search(texts=np.zeros((1, 5), "float32"))
@@ -171,11 +160,11 @@ def test_another_encoder_is_refused_even_of_equal_width(world):
 def test_encoder_faults_are_named(world, tmp_path):
     with pytest.raises(ConfigError, match="not a model directory"): ImageEncoder(tmp_path / "none")
     with pytest.raises(ConfigError, match="expected 'clip'"): ImageEncoder("minilm")
-    folder = save_clip(tmp_path / "bin", 0)
+    folder = clip(tmp_path / "bin", 0)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="save_pretrained"): ImageEncoder(folder)
     from safetensors.torch import load_file, save_file
-    folder = save_clip(tmp_path / "partial", 0)
+    folder = clip(tmp_path / "partial", 0)
     state = load_file(folder / "model.safetensors")
     state.pop("visual_projection.weight")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

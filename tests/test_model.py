@@ -201,6 +201,54 @@ def test_trust_is_a_share(value):
     with pytest.raises(ConfigError, match="trust"): R3Config(trust=value)
 
 
+@pytest.mark.parametrize("order", ["gate", "score"])
+@pytest.mark.parametrize("flag", [False, True])
+def test_pages_that_seem_to_say_nothing_are_left_out(shaken, order, flag):
+    "A filtered page is neither quoted nor read by the soft tokens, the same in a batch and alone; with the flag every page is kept."
+    config = replace(CONFIG, trust=1, keep=.5, context_order=order, disable_relevance=flag)
+    rows, saved = examples((0, 1, 5)), shaken.r3
+    logits_of = lambda e: shaken.modules_(e, config, shaken.neutral, shaken.scale).relevance_logits
+    e = R3Collator(shaken.processor, config).evidence(rows)
+    real = e["in_text"] | e["in_image"]
+    bias, best = shaken.modules_.relevance.net[2].bias, logits_of(e)[real].detach()
+    before = bias.detach().clone()
+    assert best.max() > best.min()
+    try:
+        with torch.no_grad(): bias -= (best.max() + best.min()) / 2  # some pages on each side of the threshold
+        kept = (logits_of(e) >= 0) & real
+        assert kept.any() and (real & ~kept).any()
+        wanted, shaken.r3 = real if flag else kept, config
+        collator = R3Collator(shaken.processor, config)
+        batch = collator(rows, shaken)
+        assert torch.equal(shaken.run_modules(batch, shaken.modules_)[2].weights > 0, wanted)
+        for row, m, k in zip(rows, batch["meta"], wanted, strict=True):
+            assert {p["image_id"] for p in m["evidence"]} == {p.image_id for p, keep in zip(row.pages, k, strict=False) if keep}
+        for i, row in enumerate(rows):  # alone as in the batch
+            alone = collator([row], shaken)
+            assert alone["meta"][0]["prompt"] == batch["meta"][i]["prompt"]
+        if flag: return
+        found = {f"in_{c}": e[f"in_{c}"] & kept for c in ("text", "image")}  # filtered pages read as pages that were not found
+        run = lambda evidence: shaken.modules_(evidence, config, shaken.neutral, shaken.scale)
+        assert all(torch.equal(x, y) for x, y in zip(run(e).tokens, run(e | found).tokens, strict=True))
+        assert not torch.equal(run(e).tokens[0], shaken.modules_(e, replace(config, keep=0), shaken.neutral, shaken.scale).tokens[0])
+    finally:
+        shaken.r3 = saved
+        with torch.no_grad(): bias.copy_(before)
+
+
+@pytest.mark.parametrize("value", [-.1, 1])
+def test_keep_is_a_share(value):
+    with pytest.raises(ConfigError, match="keep"): R3Config(keep=value)
+
+
+def test_a_checkpoint_without_the_head_is_refused(shaken, tmp_path):
+    "An older checkpoint names the tensors that it lacks."
+    folder = shaken.save_pretrained(tmp_path/"old")
+    tensors = {k: v for k, v in load_file(folder/"modules.safetensors").items() if not k.startswith("relevance.")}
+    save_file(tensors, folder/"modules.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="relevance"): shaken.load_weights(folder)
+
+
 def test_patch_states_are_accepted_as_evidence(shaken):
     "A page may bring a set of image vectors; equal vectors in a set equal the single vector."
     e = R3Collator(shaken.processor, CONFIG).evidence(examples())

@@ -1,11 +1,13 @@
 """OCR: the real engine, engines by import path, and runs that are killed, locked, torn or given bad images."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
@@ -395,3 +397,38 @@ def test_from_pictures_to_unified_records(tmp_path):
     cache = O.run_ocr(O.OCRConfig(str(raw), str(tmp_path/"ocr.jsonl"), workers=1))
     out = unify(UnifyConfig("chartqa", str(raw), str(tmp_path/"u"), ocr_cache=str(cache)))["train"]
     assert json.loads(out.read_text())["pseudo_text"].split() == ["Oslo", "42"]
+
+
+# ---- long pictures, and what is no image
+
+def words_of(text): return re.findall(r"[a-z]+\d+", text.lower().replace(" ", ""))
+
+
+@pytest.mark.parametrize("tall", [True, False])
+def test_a_long_picture_is_read_to_its_end_and_nothing_twice(tall):
+    size, font = ((500, 4000) if tall else (6000, 260)), ImageFont.load_default(20)
+    image = Image.new("RGB", size, "white")
+    at = [(40 + 230 * (i % 2), 20 + 98 * (i // 2)) for i in range(80)] if tall else [(20 + 148 * (i // 2), 40 + 120 * (i % 2)) for i in range(80)]
+    for i, place in enumerate(at): ImageDraw.Draw(image).text(place, f"word{10 + i}", fill="black", font=font)
+    got = O.RapidOCREngine()(image)
+    assert sorted(words_of(got.text)) == [f"word{10 + i}" for i in range(80)]
+    assert all(0 <= w["box"][0] < w["box"][2] <= size[0] and 0 <= w["box"][1] < w["box"][3] <= size[1] for w in got.words)
+    if tall: assert words_of(got.text) == [f"word{10 + i}" for i in range(80)]
+
+
+@pytest.mark.parametrize("length", [1, 999, 1000, 1001, 1750, 1751, 20000])
+def test_windows_cover_a_length_and_own_each_point_once(length):
+    found = O.windows(length, 1000)
+    assert found[0][0] == 0 and found[-1][1] == length and all(b - a == min(length, 1000) for a, b, *_ in found)
+    assert [w[2] for w in found[1:]] == [w[3] for w in found[:-1]] and (found[0][2], found[-1][3]) == (-np.inf, np.inf)
+    for (_, stop, _, edge), (start, *_) in zip(found, found[1:], strict=False): assert stop - start >= 250 and start + 125 <= edge <= stop - 125
+
+
+def test_other_files_are_counted_and_dead_links_are_bad_images(world, capsys):
+    (world/"images"/"notes.TXT").write_text("x")
+    (world/"images"/"plain").write_text("x")
+    (world/"images"/"photo.avif").write_bytes(b"no picture")
+    os.symlink("nowhere.png", world/"images"/"dead.png")
+    with pytest.raises(DataError, match="2 of .* images") as e: O.run_ocr(config(world))
+    assert "dead.png: cannot be opened" in str(e.value) and "photo.avif: not a readable image" in str(e.value)
+    assert "passed over: 1 .txt, 1 without ending" in capsys.readouterr().out

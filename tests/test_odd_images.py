@@ -16,6 +16,7 @@ from r3nb import corrupt as C
 from r3nb import data as D
 from r3nb import ocr as O
 from r3nb.core import DataError, ImageError, QARecord, check_image, open_image, write_json, write_jsonl
+from r3nb.documents import PageStore, feed
 
 W, H = 320, 120
 PHOTOS = {"photo.jpg": Path(matplotlib.get_data_path())/"sample_data/grace_hopper.jpg",
@@ -232,3 +233,20 @@ def test_a_poster_20000_pixels_wide_needs_bounded_memory(tmp_path):
     peak /= 2**20 if sys.platform == "darwin" else 2**10
     assert size == [[20_000, 2_000]]*4 and peak < 1_800, f"{peak:.0f} MB"
     print(f"peak {peak:.0f} MB")
+
+
+def test_a_gallery_of_many_and_of_a_very_long_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(C, "OVERVIEW", 2)
+    for name in ("a", "b", "c", "n"*240): Image.new("RGB", (12, 9), (len(name), 0, 90)).save(tmp_path/f"{name}.png")
+    C.main([str(tmp_path), "--out", str(tmp_path/"out"), "--levels", "0.5"])
+    assert len(list((tmp_path/"out/images").iterdir())) == 4 and Image.open(tmp_path/"out/gallery.png").height < 1000
+    assert "the first 2 of 4 samples" in capsys.readouterr().out
+
+
+def test_indexing_names_every_bad_picture_at_once(tmp_path):
+    rows = [QARecord(f"s{i}", "s", "train", f"s/{i}", f"{i}.png", "q", "a", ["a"], f"text {i}") for i in range(6)]
+    for i in range(4): chart().save(tmp_path/f"{i}.png")
+    (tmp_path/"1.png").write_bytes((tmp_path/"0.png").read_bytes()[:200])
+    write_jsonl(tmp_path/"a.jsonl", rows)
+    with pytest.raises(ImageError) as e: feed(PageStore(image_root=tmp_path), tmp_path/"a.jsonl")
+    assert "3 problems" in str(e.value) and all(f"a.jsonl:{n}: " in str(e.value) and f"{n - 1}.png" in str(e.value) for n in (2, 5, 6))

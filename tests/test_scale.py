@@ -13,7 +13,8 @@ import faiss
 import numpy as np
 import pytest
 from PIL import Image
-from test_indices import page, record, save_clip
+from test_indices import page, record
+from tiny import clip
 
 import r3nb.ann
 import r3nb.indices as indices
@@ -62,7 +63,7 @@ def world(tmp_path_factory):
     (root / "w/images").mkdir(parents=True)
     for i in range(N): page(i).save(root / f"w/images/{i}.png")
     write_jsonl(root / "train.jsonl", [r.to_dict() for r in rows_of()])
-    save_clip(root / "clip", 0)
+    clip(root / "clip", 0)
     return SimpleNamespace(root=root, jsonl=root / "train.jsonl", flags=["--jsonl", str(root / "train.jsonl"), "--image_root", str(root), "--batch_size", "3",
                                                                         "--image_encoder", str(root / "clip")])
 
@@ -309,7 +310,7 @@ def test_pictures_of_odd_modes_and_sizes_are_indexed(tmp_path):
     noise.save(tmp_path / "turned.jpg", exif=turned)
     names = [*pictures, "anim.gif", "turned.jpg"]
     records = [record(i, image_id=n, image_path=n) for i, n in enumerate(names)]
-    index = EvidenceIndex.build(records, tmp_path, tmp_path / "i", Words(), ImageEncoder(save_clip(tmp_path / "clip", 0)), 4)
+    index = EvidenceIndex.build(records, tmp_path, tmp_path / "i", Words(), ImageEncoder(clip(tmp_path / "clip", 0)), 4)
     assert np.isfinite(index.image_vectors).all() and len(index) == len(names)
 
 
@@ -378,7 +379,7 @@ def test_add_and_remove_on_the_command_line(world, tmp_path, capsys):
     main([*out, "--remove", str(tmp_path / "ids.txt")])
     index = EvidenceIndex.load(tmp_path / "i")
     assert [p["image_id"] for p in index.pages] == ["w/00", "w/02", "w/03", "w/04", "w/11", "w/12"]
-    for flags, said in ((["--remove", str(tmp_path / "none.txt")], "none.txt"), (["--add", str(tmp_path / "more.jsonl"), "--image_encoder", str(save_clip(tmp_path / "c2", 3))], "made by encoder"),
+    for flags, said in ((["--remove", str(tmp_path / "none.txt")], "none.txt"), (["--add", str(tmp_path / "more.jsonl"), "--image_encoder", str(clip(tmp_path / "c2", 3))], "made by encoder"),
                         (["--add", "x", "--remove", "y"], "one of")):
         with pytest.raises(SystemExit) as e: main([*out, *flags])
         assert e.value.code == 2 and said in capsys.readouterr().err

@@ -83,7 +83,8 @@ def test_curriculum_refuses_nonsense(args):
 # each loss moves its module ------------------------------------------------------------------------------------------------------------
 
 MEANT_FOR = {"ce": ("modules_.prefix", "modules_.memory", "modules_.latent", "lora_"), "cons": ("modules_.prefix", "modules_.memory", "modules_.latent", "lora_"),
-             "conf": ("modules_.confidence",), "gate": ("modules_.gate", "modules_.aligner"), "ent": ("modules_.gate",), "align": ("modules_.aligner",)}
+             "conf": ("modules_.confidence",), "gate": ("modules_.gate", "modules_.aligner"), "ent": ("modules_.gate",), "align": ("modules_.aligner",),
+             "page": ("modules_.relevance",)}
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,8 @@ def test_each_loss_moves_its_module(setting, term, n):
     for module in MEANT_FOR[term]: assert any(module in name for name in moved), (term, module)
     assert not any(".teacher." in name or name.startswith("teacher_") for name in moved)
     if term == "conf": assert all(name.startswith("modules_.confidence") for name in moved)
+    if term == "page": assert all(name.startswith("modules_.relevance") for name in moved)
+    if term != "page": assert not any(name.startswith("modules_.relevance") for name in moved)
     if term in ("ce", "cons"): assert not any(name.startswith("modules_.confidence") for name in moved)  # no lying about the damage
 
 
