@@ -5,7 +5,7 @@
 
 The bare side makes the same calls of OpenCV, numpy, PIL and rapidfuzz with the same parameters, which are computed beforehand: pixels out of the PIL image, the damage, the confidence map, the
 similarity of the texts, a PIL image of the result. What `corrupt` adds is its checks, its keyed generators, the draw of the families and the damage of the text. Both sides take turns and give the same
-bytes, which is asserted; ratios are medians over the rounds.
+bytes, which is asserted; times are of the processor, one thread, and ratios are medians over the rounds.
 """
 import argparse
 import math
@@ -126,9 +126,9 @@ def ratio(pairs, rounds):
     took = np.zeros((rounds, 2))
     for i in range(rounds):
         for k in (i % 2, 1 - i % 2):
-            start = time.perf_counter()
+            start = time.process_time()
             for p in pairs: p[k]()
-            took[i, k] = (time.perf_counter() - start) / len(pairs) * 1e3
+            took[i, k] = (time.process_time() - start) / len(pairs) * 1e3
     return statistics.median(took[:, 0] / took[:, 1]), *np.median(took, axis=0)
 
 
