@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,7 @@ class DamageOptions(DataOptions):
     level_sampling: Literal["uniform", "max"] = "uniform" # a sample's level: uniform up to the curriculum's, or exactly it
     corrupt_text_target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
     disable_corruption: bool = False # train on clean samples
+    blank: float = 0.0 # a sample damaged at level λ loses all of its text with probability blank * λ, as OCR does on a page that it cannot read
     distract: float = 0.0 # share of samples that train on the evidence of a sample about something else
 
 # %% ../nbs/06_train.ipynb #c008
@@ -105,7 +106,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     for name in ("lr", "module_lr", "lr_warmup_steps", "warmup_steps", "weight_decay", "eval_every", "num_workers", "threads",
                  "sampling_alpha", "lambda_cons", "lambda_conf", "lambda_gate", "lambda_ent", "lambda_align", "lambda_page", "max_grad_norm"):
         if not 0 <= getattr(self, name) < math.inf: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
-    for name in ("max_corruption", "ema_decay", "distract"):
+    for name in ("max_corruption", "ema_decay", "blank", "distract"):
         if not 0 <= getattr(self, name) <= 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
     if self.fp16 and self.bf16: raise ConfigError("fp16 and bf16 exclude each other; choose one")
     if self.fp16 and not torch.cuda.is_available(): raise ConfigError("fp16 needs a GPU; leave it out, or use bf16")
@@ -176,7 +177,10 @@ class TrainSet(Dataset):
         c, record = self.cfg, record or self.records[self.order[position]]
         image = open_image(resolve_image(c.image_root, record.image_path))
         seed = int(rng("damage", c.seed, position).integers(2**31))
-        return record, image, corrupt(record, image, self.level(position), seed, target=c.corrupt_text_target)
+        seen = corrupt(record, image, self.level(position), seed, target=c.corrupt_text_target)
+        if seen.pseudo_text and c.corrupt_text_target == "pseudo_text" and rng("blank", c.seed, position).random() < c.blank * seen.level:
+            record, seen = replace(record, ocr_conf=0.0), replace(seen, pseudo_text="", c_text=0.0)
+        return record, image, seen
 
 # %% ../nbs/06_train.ipynb #c019
 @patch

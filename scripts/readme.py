@@ -2,11 +2,9 @@
 
     python scripts/readme.py                                             write README.md
     python scripts/readme.py --check                                     exit 1 if README.md is not in step
-    python scripts/readme.py --figure runs/mini/5_report/figures/robustness.png   take the figure of a finished study first
 """
 import argparse
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -28,11 +26,7 @@ def readme(notebook):
 def main():
     ap = argparse.ArgumentParser(description="Write README.md from nbs/index.ipynb")
     ap.add_argument("--check", action="store_true", help="only compare, exit 1 on a difference")
-    ap.add_argument("--figure", type=Path, help="copy this figure to nbs/images/robustness.png first")
     args, target = ap.parse_args(), ROOT/"README.md"
-    if args.figure:
-        (ROOT/"nbs/images").mkdir(exist_ok=True)
-        shutil.copyfile(args.figure, ROOT/"nbs/images/robustness.png")
     text = readme(ROOT/"nbs/index.ipynb")
     if not args.check: target.write_text(text, encoding="utf-8")
     elif target.read_text(encoding="utf-8") != text: sys.exit("README.md is not in step with nbs/index.ipynb; run: python scripts/readme.py")

@@ -277,6 +277,21 @@ def test_command_line_errors(cfg, place, capsys):
         assert e.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_some_damaged_samples_lose_all_text(place, cfg):
+    "With blank, text vanishes more often the worse the damage, never from whole pages, and the target of the text's confidence is 0"
+    config = cfg.model_config(place.opened)
+    options = replace(cfg, max_steps=200, level_sampling="max", max_corruption=.8, warmup_steps=0)
+    plain, some, none = (TrainSet(o, place.records, place.opened, config) for o in (options, replace(options, blank=.5), replace(options, blank=1., disable_corruption=True)))
+    rows = [(plain.damage(i), some.damage(i), none.damage(i)) for i in range(100)]
+    rows = [r for r in rows if r[0][2].pseudo_text] # a short text may be gone as it is
+    empty = [b for _, b, _ in rows if not b[2].pseudo_text]
+    assert .25 <= len(empty) / len(rows) <= .55 and all(s.c_text == 0 and r.ocr_conf == 0 and r.pseudo_text for r, _, s in empty)
+    for a, b, c in rows:
+        assert a[2].image.tobytes() == b[2].image.tobytes() and c[2].pseudo_text == c[0].pseudo_text
+        assert not b[2].pseudo_text or b[2].pseudo_text == a[2].pseudo_text
+    assert [some.damage(i)[2].pseudo_text for i in range(20)] == [some.damage(i)[2].pseudo_text for i in range(20)]
+
+
 def test_distracted_samples_get_foreign_evidence(place, cfg):
     "The share is as asked, the sample itself stays as it was, and all depends on the position only."
     config = cfg.model_config(place.opened)
