@@ -168,7 +168,9 @@ def in_windows(self:RapidOCREngine, image:Image.Image)->list[tuple]: # text, box
     for start, stop, low, high in windows(image.size[axis], side):
         box = [0, 0, *image.size]
         box[axis], box[axis + 2] = start, stop
-        for w in (w for r in self.regions(image.crop(box), side // 2) for w in split_region(*r)):
+        part = image.crop(box).convert("RGB")
+        if all(a == b for a, b in part.getextrema()): continue # nothing but ground
+        for w in (w for r in self.regions(part, side // 2) for w in split_region(*r)):
             w["box"][axis] += start; w["box"][axis + 2] += start
             if low <= (w["box"][axis] + w["box"][axis + 2]) / 2 < high: words.append((w["text"], w["box"], w["conf"]))
     return words
