@@ -247,10 +247,10 @@ def confidence_loss(seen, evidence: dict)->torch.Tensor:
     return F.binary_cross_entropy_with_logits(seen.confidence_logits.float(), evidence["true_conf"])
 
 def relevance_loss(seen, evidence: dict)->torch.Tensor:
-    "Estimated relevance of pages against whether they state the answer."
-    known = evidence["stated"] >= 0
-    if not known.any(): return seen.relevance_logits.sum() * 0
-    return F.binary_cross_entropy_with_logits(seen.relevance_logits[known].float(), evidence["stated"][known])
+    "Estimated relevance of pages against whether they state the answer; mean over a sample's pages, then over samples."
+    known = (evidence["stated"] >= 0).float()
+    each = F.binary_cross_entropy_with_logits(seen.relevance_logits.float(), evidence["stated"].clamp_min(0), reduction="none")
+    return ((each * known).sum(-1) / known.sum(-1).clamp_min(1)).mean()
 
 def gate_loss(seen, evidence: dict)->torch.Tensor:
     "KL(target || gate) over the shares that the gate could give, mean over samples."
