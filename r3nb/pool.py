@@ -181,7 +181,7 @@ def draw(
     "The figures over all variants"
     pooled = results["pooled"]
     families = pooled | {"by_damage": results.get("by_damage", []), "robustness_by_damage": results.get("robustness_by_damage", [])}
-    figures = {"robustness": robustness_figure(pooled), "ablations": ablation_figure(pooled), "siblings": sibling_figure(pooled), "calibration": calibration_figure(pooled),
+    figures = {"robustness": robustness_figure(pooled, [*ORDER, "r3+shuffled"]), "ablations": ablation_figure(pooled), "siblings": sibling_figure(pooled), "calibration": calibration_figure(pooled),
                "damage": damage_figure(families), "worlds": worlds_figure(results["worlds"]) if results.get("worlds") else None}
     return {k: save(f, Path(out)/k) for k, f in figures.items() if f is not None}
 
@@ -206,5 +206,5 @@ def scores_md(
     def cell(m, v):
         if (m, v) not in at: return ""
         r, s = at[m, v], sd.get((m, v))
-        return f"{100*r['estimate']:.1f} [{100*r['low']:.1f}, {100*r['high']:.1f}]" + (f" ± {100*s:.1f}" if s else "")
+        return f"{100*r['estimate']:.1f} [{100*r['low']:.1f}, {100*r['high']:.1f}]" + (f" ± {100*s:.1f}" if s and s > 1e-9 else "")
     return markdown_table(["mode", *(f"λ={v:g}" for v in levels)], [[m, *(cell(m, v) for v in levels)] for m in modes if any((m, v) in at for v in levels)])
