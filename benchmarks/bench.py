@@ -1,7 +1,7 @@
 """What the benchmarks of the index share: a line of JSON and a line of Markdown per figure, and encoders that cost next to nothing."""
+import inspect
 import json
 import os
-import resource
 import subprocess
 import sys
 from hashlib import blake2b
@@ -19,8 +19,19 @@ def report(name, value, unit, goal="", **more):
 
 
 def peak_mb():
-    "Peak resident memory of this process in MB, mapped files included."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    "Peak resident memory of this process in MB, mapped files included; on Linux ru_maxrss would count what the parent held before exec."
+    import resource
+    import sys
+    if sys.platform == "darwin": return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with open("/proc/self/status") as f: return next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) / 1024
+
+
+def peak_of(code, *args):
+    "Run code in a process of its own: the lines that it printed, and its peak memory in MB."
+    done = subprocess.run([sys.executable, "-c", f"{code}\n\n{inspect.getsource(peak_mb)}\nprint(peak_mb())", *map(str, args)],
+                          stdout=subprocess.PIPE, text=True, check=True)
+    *lines, peak = done.stdout.splitlines()
+    return lines, float(peak)
 
 
 def run_self(*words):

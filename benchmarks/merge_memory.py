@@ -3,17 +3,16 @@
     python benchmarks/merge_memory.py                     10,000 and 100,000 records
     python benchmarks/merge_memory.py 100000 1000000      other sizes
 
-Each command runs in a process of its own; its peak memory is what the operating system reports when it ends (ru_maxrss).
+Each command runs in a process of its own; its peak memory is what the operating system reports when it ends.
 """
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from bench import peak_mb, peak_of
 from PIL import Image
 
 from r3nb.core import sha256_file, write_jsonl
@@ -35,11 +34,9 @@ def make(folder, n):
 
 def peak(code, *args):
     "Seconds and peak megabytes of a command in a process of its own"
-    tail = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code + tail, *map(str, args)], capture_output=True, text=True)
-    if done.returncode: sys.exit(done.stderr[-2000:])
-    return time.monotonic() - start, int(done.stdout.splitlines()[-1])/(1 if sys.platform == "darwin" else 1024)/(1024 if sys.platform == "darwin" else 1)
+    _, mb = peak_of(code, *args)
+    return time.monotonic() - start, mb
 
 
 def main():
@@ -58,7 +55,7 @@ def main():
         print(json.dumps(rows[-1]), flush=True)
     first, last = rows[0], rows[-1]
     print(f"{os.cpu_count()} cores; growth from {first['records']} to {last['records']} records: unify {last['unify peak MB'] - first['unify peak MB']} MB, "
-          f"merge {last['merge peak MB'] - first['merge peak MB']} MB; this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024} MB")
+          f"merge {last['merge peak MB'] - first['merge peak MB']} MB; this process {peak_mb():.0f} MB")
 
 
 if __name__ == "__main__": main()

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from bench import peak_of
 from jsonschema import Draft202012Validator
 from PIL import Image
 from tiny import clip
@@ -420,14 +421,13 @@ def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
     "Two thousand rows of twenty kilobytes each: to hold them would take 40 MB; the peak of the process grows by less than a third of that"
     folder = raw(tmp_path, "screenqa", ("train",), n=2)
     rows = [json.loads(s) for s in (folder/"screenqa_raw_train.jsonl").read_text().splitlines()]
-    code = ("import sys, resource; from r3nb.data import UnifyConfig, merge, unify\n"
+    code = ("import sys; from r3nb.data import UnifyConfig, merge, unify\n"
             "out = unify(UnifyConfig('screenqa', sys.argv[1], sys.argv[2], 'screenqa'))['train']\n"
-            "merge([out], sys.argv[2] + '/m.jsonl', sys.argv[3])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+            "merge([out], sys.argv[2] + '/m.jsonl', sys.argv[3])")
     peaks = []
     for n in (100, 2_000):
         write_jsonl(folder/"screenqa_raw_train.jsonl", (rows[i % 4] | {"question": f"{i} " + "why "*5000} for i in range(n)))
-        done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path/"u"), str(tmp_path/"raw")], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout.splitlines()[-1])/(2**20 if sys.platform == "darwin" else 2**10))
+        peaks.append(peak_of(code, folder, tmp_path/"u", tmp_path/"raw")[1])
     assert peaks[1] - peaks[0] < 13, peaks
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from bench import peak_of
 from datasets import load_from_disk
 from PIL import Image
 
@@ -193,7 +194,7 @@ def test_refused_before_any_work(world, tmp_path, change, say):
 
 
 MEMORY = """
-import json, resource, sys
+import sys
 import numpy as np
 from PIL import Image
 from r3nb.core import QARecord, write_jsonl
@@ -203,7 +204,6 @@ g = np.random.default_rng(0)
 Image.fromarray(g.integers(0, 256, (512, 512, 3), np.uint8)).save(f"{d}/noise.png", compress_level=0)
 write_jsonl(f"{d}/val.jsonl", [QARecord(f"s{i:03}", "chartqa", "val", "p", "noise.png", "q?", "1", ["1"], "words") for i in range(n)])
 freeze(FreezeConfig(f"{d}/val.jsonl", f"{d}/set", d, levels=[.3], damage=["crop"], workers=1))
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 """
 
 
@@ -212,8 +212,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     peak = {}
     for n in (32, 128):
         (tmp_path/str(n)).mkdir()
-        out = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path/str(n)), str(n)], capture_output=True, text=True, check=True).stdout
-        peak[n] = json.loads(out.splitlines()[-1])
+        _, peak[n] = peak_of(MEMORY, tmp_path/str(n), n)
     size = lambda n: sum(p.stat().st_size for p in (tmp_path/f"{n}/set").glob("*.arrow")) / 2**20
     assert size(128) - size(32) > 50 and peak[128] - peak[32] < 25, peak
 

@@ -1,8 +1,6 @@
 """Photographs and charts of odd modes and shapes through opening, OCR, corruption, unifying, merging and indexing."""
 import json
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import skimage
+from bench import peak_of
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from r3nb import corrupt as C
@@ -224,14 +223,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path):
 def test_a_poster_20000_pixels_wide_needs_bounded_memory(tmp_path):
     "20,000 x 2,000: 120 MB of pixels, read and damaged in a process of its own with a few copies of them at most"
     chart((20_000, 2_000)).save(tmp_path/"poster.png")
-    code = ("import sys, json, resource\nfrom r3nb.core import QARecord, open_image\nfrom r3nb.corrupt import corrupt\nfrom r3nb.ocr import RapidOCREngine\n"
+    code = ("import sys, json\nfrom r3nb.core import QARecord, open_image\nfrom r3nb.corrupt import corrupt\nfrom r3nb.ocr import RapidOCREngine\n"
             "im = open_image(sys.argv[1])\ntext = RapidOCREngine()(im).text\nr = QARecord('s', 'd', 'val', 'i', 'i.png', 'q', 'a', ['a'], 'Battery 87')\n"
             "size = [corrupt(r, im, .8, seed, families=f).image.size for seed, f in enumerate(('gaussian_blur', 'gaussian_noise', 'occlusion', 'jpeg'))]\n"
-            "print(json.dumps([size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"poster.png")], capture_output=True, text=True, check=True)
-    size, peak = json.loads(done.stdout.splitlines()[-1])
-    peak /= 2**20 if sys.platform == "darwin" else 2**10
-    assert size == [[20_000, 2_000]]*4 and peak < 1_800, f"{peak:.0f} MB"
+            "print(json.dumps(size))")
+    lines, peak = peak_of(code, tmp_path/"poster.png")
+    assert json.loads(lines[-1]) == [[20_000, 2_000]]*4 and peak < 1_800, f"{peak:.0f} MB"
     print(f"peak {peak:.0f} MB")
 
 
