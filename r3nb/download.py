@@ -6,10 +6,11 @@
 __all__ = ['FORMAT', 'MODELS', 'NEEDED', 'NOT_NEEDED', 'Place', 'disk_fault', 'disk_words', 'refused', 'lasting_fault',
            'retry_after', 'ask', 'wanted_revision', 'check_revisions', 'look_up', 'licence_tag', 'data_files',
            'NoSplitError', 'files_of', 'kind_of', 'fits', 'check_columns', 'decode', 'pixel_hash', 'png_bytes', 'Job',
-           'Shard', 'fetch_shard', 'plain', 'references', 'binary_columns', 'Unit', 'units_of', 'decode_unit',
-           'workers', 'arriving', 'decode_split', 'assemble', 'read_made', 'is_whole', 'fetch_split', 'DownloadConfig',
-           'explained', 'locked', 'plan_jobs', 'resolve_jobs', 'announce', 'download', 'report', 'main', 'HubModel',
-           'to_safetensors', 'fetch_weights', 'ModelsConfig', 'read_models', 'fetch_model', 'models', 'models_main']
+           'fetch_file', 'Shard', 'fetch_shard', 'plain', 'references', 'binary_columns', 'Unit', 'units_of',
+           'decode_unit', 'workers', 'arriving', 'decode_split', 'assemble', 'read_made', 'is_whole', 'fetch_split',
+           'DownloadConfig', 'explained', 'locked', 'plan_jobs', 'resolve_jobs', 'announce', 'download', 'report',
+           'main', 'HubModel', 'to_safetensors', 'fetch_weights', 'ModelsConfig', 'read_models', 'fetch_model',
+           'models', 'models_main']
 
 # %% ../nbs/01_download.ipynb #c004
 import errno
@@ -39,8 +40,10 @@ from pathlib import Path
 import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import DatasetCard, HfApi, cached_assets_path, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_objects
 from PIL import Image
 from yaml import YAMLError
 
@@ -327,6 +330,30 @@ class Job:
         return fingerprint([FORMAT, self.place.repo, self.place.revision, self.source.config, self.source.columns, self.hub_split,
                             s.question_field, s.answers_field, s.image_field, s.unique, self.split in s.unanswered])
 
+# %% ../nbs/01_download.ipynb #c043a
+def fetch_file(
+    place:Place, # a repository at a commit
+    file:str, # a path in it
+    target:Path, # where to
+    retries:int=5, # further attempts after a fault that may pass
+)->Path: # where it is: `target`, or in the cache of huggingface_hub
+    "Fetch a file of the hub unless it is there; a killed run goes on behind the last byte that it wrote"
+    held = try_to_load_from_cache(place.repo, file, repo_type=place.kind, revision=place.revision)
+    if isinstance(held, str): return Path(held)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists(): ask(lambda: _fetch(place, file, target), place, file, retries)
+    return target
+
+def _fetch(place, file, target):
+    meta = get_hf_file_metadata(url := hf_hub_url(place.repo, file, repo_type=place.kind, revision=place.revision))
+    part = target.with_name(f"{target.name}.{meta.etag}.part")
+    if meta.size is not None and part.exists() and part.stat().st_size > meta.size: part.unlink()
+    with part.open("ab") as f: http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=meta.size, displayed_filename=file)
+    if len(meta.etag) == 64 and sha256_file(part) != meta.etag:
+        part.unlink()
+        raise OSError(f"{file}: what arrived does not have the hash that the hub announced")
+    os.replace(part, target)
+
 # %% ../nbs/01_download.ipynb #c044
 @dataclass(frozen=True)
 class Shard:
@@ -347,13 +374,15 @@ def fetch_shard(
     number:int, # its position in the split
     file:str, # its path in the repository
 )->Shard:
-    "Fetch one shard, or find it in the cache, and read its footer"
-    get = lambda **kw: ask(lambda: hf_hub_download(job.place.repo, file, repo_type="dataset", revision=job.place.revision, **kw),
-                           job.place, file, retries)
-    try: meta = pq.read_metadata(path := get())
-    except (pa.ArrowInvalid, OSError):
-        try: meta = pq.read_metadata(path := get(force_download=True))
-        except (pa.ArrowInvalid, OSError) as e: raise _damaged(job, file, path, e) from e
+    "Fetch one shard, or find it on this machine, and read its footer"
+    target = cached_assets_path("r3nb", f"datasets/{job.place.repo}", job.place.revision)/file.replace("/", "--")
+    with WeakFileLock(f"{target}.lock"):
+        path = fetch_file(job.place, file, target, retries)
+        try: meta = pq.read_metadata(path)
+        except (pa.ArrowInvalid, OSError):
+            path.unlink()
+            try: meta = pq.read_metadata(path := fetch_file(job.place, file, target, retries))
+            except (pa.ArrowInvalid, OSError) as e: raise _damaged(job, file, path, e) from e
     kinds = {job.source.columns.get(f.name, f.name): kind_of(f.type) for f in meta.schema.to_arrow_schema()}
     groups = tuple(meta.row_group(i).num_rows for i in range(meta.num_row_groups))
     return Shard(number, file, str(path), groups, kinds, sha256_file(path))
@@ -848,19 +877,23 @@ def to_safetensors(
 
 def fetch_weights(
     place:Place, # the model at a commit
+    names:list[str], # the files of the repository
     folder:Path, # where to
     threads:int, # files fetched at the same time
     retries:int, # further attempts after a fault that may pass
 )->None:
     "Fetch the files that loading a model needs; files that are there already are not fetched again"
-    get = lambda allow: ask(lambda: snapshot_download(place.repo, revision=place.revision, local_dir=folder, allow_patterns=allow,
-                                                      ignore_patterns=list(NOT_NEEDED), max_workers=threads), place, retries=retries)
-    get(list(NEEDED))
-    if not any(folder.rglob("*.safetensors")):
-        get(["pytorch_model.bin"])
-        if not (folder/"pytorch_model.bin").is_file():
-            raise DataError(f"{place}: neither *.safetensors nor pytorch_model.bin; choose another --revision")
-        to_safetensors(folder)
+    def get(name):
+        if (target := folder/name).exists() or (path := fetch_file(place, name, target, retries)) == target: return
+        with atomic_path(target) as p: shutil.copyfile(path, p)
+    wanted, pickled = list(filter_repo_objects(names, allow_patterns=NEEDED, ignore_patterns=NOT_NEEDED)), "pytorch_model.bin"
+    if old := not any(n.endswith(".safetensors") for n in wanted):
+        if pickled not in names: raise DataError(f"{place}: neither *.safetensors nor {pickled}; choose another --revision")
+        wanted += [] if (folder/"model.safetensors").exists() else [pickled]
+    pool = ThreadPoolExecutor(threads)
+    try: list(pool.map(get, wanted))
+    finally: pool.shutdown(cancel_futures=True)
+    if old and (folder/pickled).exists(): to_safetensors(folder)
 
 # %% ../nbs/01_download.ipynb #c095
 @dataclass
@@ -890,13 +923,12 @@ def read_models(out:Path)->dict:
 
 def _put_model(stage:Path, final:Path, made:dict, entry:dict)->None:
     "Record a model that is complete, and give its folder its name"
-    files = [f for f in sorted(stage.rglob("*")) if f.is_file() and ".cache" not in f.relative_to(stage).parts]
+    files = [f for f in sorted(stage.rglob("*")) if f.is_file()]
     made["models"][final.name] = entry | {"created": datetime.now(UTC).isoformat(timespec="seconds"),
                                           "files": {f.relative_to(stage).as_posix(): sha256_file(f) for f in files}}
     if final.exists(): shutil.rmtree(final)
     write_json(final.parent/"manifest.json", made)
     os.replace(stage, final)
-    shutil.rmtree(final/".cache", ignore_errors=True)
 
 # %% ../nbs/01_download.ipynb #c098
 def fetch_model(
@@ -911,14 +943,14 @@ def fetch_model(
         info = look_up(place, cfg.retries)
         place = replace(place, revision=info.sha)
     if _model_is_whole(final, entry, place.revision):
-        for left in (final/".cache", work): shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         return print(f"{m.folder}: complete at {place.revision}, nothing to do")
     if final.exists() and not entry:
         raise ConfigError(f"{final}: this folder was not made by r3nb_models; move it away, or choose another --out_dir")
     print(f"licence of {place}: {(licence := licence_tag(place, info, cfg.retries))}")
     if work.exists() and not (work/".key").exists(): shutil.rmtree(work)
     if run_dir_fresh(work, fingerprint([FORMAT, m.repo, info.sha])): print(f"{m.folder}: going on with an earlier run")
-    fetch_weights(place, work/"files", cfg.num_proc, cfg.retries)
+    fetch_weights(place, [s.rfilename for s in info.siblings], work/"files", cfg.num_proc, cfg.retries)
     _put_model(work/"files", final, made, {"repository": m.repo, "revision": info.sha, "licence": licence})
     shutil.rmtree(work)
     print(f"{m.folder}: {len(made['models'][m.folder]['files'])} files from {place}")
