@@ -290,7 +290,8 @@ def corrupt(
         if textual: texts[target] = damage_text(source, float(level), textual, key)
     grid = np.ones((GRID, GRID), np.float32) if pixels is clean else similarity_map(clean, pixels)
     c_text = Levenshtein.normalized_similarity(texts.get(target, ""), source)
-    return Corrupted(Image.fromarray(pixels), **texts, c_vis=float(grid.mean()), c_text=float(c_text), c_vis_map=grid,
+    same = pixels is clean and image.mode == "RGB" # then the picture itself, so that what is computed of it can be shared
+    return Corrupted(image if same else Image.fromarray(pixels), **texts, c_vis=float(grid.mean()), c_text=float(c_text), c_vis_map=grid,
         families=visual + textual, sample_id=record.sample_id, level=float(level), seed=seed, target=target)
 
 # %% ../nbs/03_corrupt.ipynb #c062
