@@ -334,6 +334,7 @@ def read_shards(out_dir: str | Path, num_shards: int) -> list[dict]: # one row p
                         "finished shards are kept")
     return [read_json(f) for f in files]
 
+# %% ../nbs/04_encoders.ipynb #c046b
 def check_shards(
     out_dir: str | Path, # folder of the index
     num_shards: int # how many there should be

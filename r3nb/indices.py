@@ -184,6 +184,7 @@ def check_widths(encoders: dict, index_factory: str):
     for e in encoders.values() if index_factory else ():
         if hasattr(e, "dim"): open_factory(index_factory, e.dim)
 
+# %% ../nbs/04_indices.ipynb #c018b
 @patch(cls_method=True)
 def build(cls: EvidenceIndex,
     records, # QARecords, of which several may share an image, or the path of a unified JSONL

@@ -261,6 +261,7 @@ def write_part(
         done[name] = {"group": group, "top": top, "metric": SCORES[values["metric"][0]][1][0], "n": n}
     return done
 
+# %% ../nbs/13_interchange.ipynb #c036b
 def write_groups(
     cfg:TasksConfig, # options
     out:Path, # the folder that is being filled
@@ -305,6 +306,7 @@ def check_tasks(
     if out.exists() and not (out.is_dir() and ((out/MARK).is_file() or not any(out.iterdir()))):
         raise ConfigError(f"{out}: exists and was not written by r3nb_tasks; name another folder, or empty it yourself")
 
+# %% ../nbs/13_interchange.ipynb #c037b
 def write_tasks(
     cfg:TasksConfig, # options
 )->dict: # task: its group, headline metric and number of questions

@@ -421,6 +421,7 @@ def hash_files(
         else: wanted.setdefault(digest, name)
     return wanted, bad
 
+# %% ../nbs/02_ocr.ipynb #c061b
 def read_missing(
     cfg:OCRConfig, # the run
     engine:OCREngine, # what to read with
