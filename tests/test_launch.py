@@ -1,6 +1,7 @@
 "The launcher: output stays readable, failures say why, an interruption leaves time to save and leaves nothing behind."
 import io
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
-from jupyter_client import BlockingKernelClient, KernelManager
+import torch
+from jupyter_client import KernelManager
+from safetensors.torch import load_file
 
 from r3nb.core import ConfigError, LaunchError, R3Error, read_json
-from r3nb.launch import Screen, command, failure, launch, option_words
-from r3nb.study import code_of, find_stages
+from r3nb.launch import Screen, command, launch, option_words
+from r3nb.mini import backbone_dir
+from r3nb.study import code_cells, code_of
 
 ROOT = Path(__file__).parent.parent
 STAGE = ROOT/"nbs/stages/3_train.ipynb"
@@ -32,7 +36,7 @@ def fake(tmp_path, monkeypatch):
     return write
 
 
-def wait_for(test, seconds=40):
+def wait_for(test, seconds=120):
     "Wait until something holds; fail when it never does"
     until = time.time() + seconds
     while time.time() < until:
@@ -138,7 +142,6 @@ def test_options_arrive_as_they_were(fake):
 
 def test_several_processes_fail_as_one(fake):
     "Behind torchrun: the rank's own sentence comes first"
-    pytest.importorskip("torch")
     name = fake("import os, sys, time\nif os.environ['RANK'] == '1': sys.exit('error: rank 1 found a damaged record')\ntime.sleep(60)")
     begun = time.time()
     with pytest.raises(LaunchError, match="^fake ended with exit code 1\nerror: rank 1 found a damaged record\nits last lines"): launch({}, name, "ddp", 2)
@@ -218,3 +221,91 @@ def test_the_child_keeps_the_lock_of_the_run(fake, tmp_path):
     with open(tmp_path/"private", "w"): launch({}, name)
     lock.close()
     assert "lock" in (tmp_path/"open.txt").read_text().split() and "private" not in (tmp_path/"open.txt").read_text()
+
+
+# the real module and the real notebook --------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    tiny.prepared(folder)
+    return folder
+
+
+def bits(folder): return {f"{f.name}/{k}": v for f in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def test_a_launched_training_has_the_bits_of_one_in_this_process(study, tmp_path, monkeypatch, capsys):
+    from r3nb.train import TrainConfig, train
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    torch.set_num_threads(1)
+    options = dict(model_name=str(backbone_dir()), train_jsonl=str(study/"1_prepare/train.jsonl"), image_root=str(study/"0_world/raw"), index_dir=str(study/"2_index/index"),
+                   max_steps=2, batch_size=2, warmup_steps=1, distract=.5, blank=.5, lora_dropout=.1, log_every=1, num_workers=1, threads=1)
+    here = bits(train(TrainConfig(**options, output_dir=str(tmp_path/"here"))))
+    launch(options | {"output_dir": tmp_path/"there"})
+    there = bits(tmp_path/"there/checkpoints/step_2")
+    assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here) and len(here) > 100
+    assert "trained: " in capsys.readouterr().out
+    with pytest.raises(LaunchError, match="r3nb.train ended with exit code 2\nerror: max_steps is 0, expected 1 or more"): launch(options | {"max_steps": 0, "output_dir": tmp_path/"x"})
+
+
+def test_the_stage_depends_on_the_module_that_it_launches():
+    assert {"train", "model", "indices", "launch"} <= set(code_of(STAGE))
+
+
+class Kernel:
+    "A kernel that executes the stage notebook up to its second training"
+    def __init__(self, folder, study, **params):
+        self.manager = KernelManager()
+        self.manager.start_kernel(cwd=str(folder), env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"})
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)
+        given = {"out_dir": str(folder/"out"), "study_dir": str(study)} | params
+        self.cells = [src + "\n" + "\n".join(f"{k} = {v!r}" for k, v in given.items()) if "parameters" in tags else src for src, tags in code_cells(STAGE)][:4]
+
+    def run(self, source, during=None):
+        "Execute a cell: its reply, and what it printed"
+        printed, asked = [], self.client.execute(source)
+        while True:
+            if during and during(): during = None
+            try: m = self.client.get_iopub_msg(timeout=.2)
+            except queue.Empty: continue
+            if m["parent_header"].get("msg_id") != asked: continue
+            if m["msg_type"] == "stream": printed.append(m["content"]["text"])
+            if m["msg_type"] == "status" and m["content"]["execution_state"] == "idle": break
+        while (reply := self.client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != asked: continue
+        return reply["content"], "".join(printed)
+
+
+@pytest.fixture
+def kernel(tmp_path, study):
+    made = []
+    def start(**params):
+        made.append(Kernel(tmp_path, study, **params))
+        return made[-1]
+    yield start
+    for k in made:
+        k.client.stop_channels()
+        k.manager.shutdown_kernel(now=True)
+
+
+def test_the_stop_button_on_the_real_notebook(kernel, tmp_path):
+    "Interrupted in the middle of a training: nothing is left running, and the same cell goes on to the end"
+    k, first = kernel(max_steps=40, batch_size=1, save_every=1), tmp_path/"out/lora/checkpoints/step_1/trainer_state.json"
+    for cell in k.cells[:3]: assert k.run(cell)[0]["status"] == "ok"
+    def press(): return first.exists() and (k.manager.interrupt_kernel() or True)
+    reply, printed = k.run(k.cells[3], press)
+    assert reply["status"] == "error" and reply["ename"] == "KeyboardInterrupt" and "waiting up to 120 s for the checkpoint" in printed
+    kernel_process = psutil.Process(k.manager.provisioner.process.pid)
+    wait_for(lambda: not [p for p in kernel_process.children(recursive=True) if "r3nb.train" in " ".join(p.cmdline())], 20)
+    reply, printed = k.run(k.cells[3])
+    assert reply["status"] == "ok" and (tmp_path/"out/lora/checkpoints/step_40/modules.safetensors").exists()
+    assert "40/40" in printed and "trained: " in printed and len(printed.splitlines()) < 40
+
+
+def test_a_failure_in_the_real_notebook(kernel):
+    k = kernel(max_steps=2, batch_size=1, lr=-1.0)
+    for cell in k.cells[:3]: assert k.run(cell)[0]["status"] == "ok"
+    reply, _ = k.run(k.cells[3])
+    assert reply["ename"] == "LaunchError" and "error: lr is -1.0, expected 0 or more" in reply["evalue"] and "exit code 2" in reply["evalue"]
