@@ -37,7 +37,7 @@ def option_words(
 
 # %% ../nbs/06_launch.ipynb #c009
 TRAIN = "r3nb.train:main" # what is launched; written so that the study counts the module among the code of a stage
-BACKENDS = ("single", "ddp", "fsdp", "deepspeed")
+BACKENDS = ("auto", "none", "ddp", "fsdp", "deepspeed") # as in the options of training
 
 def free_port()->int:
     "A port that nobody listens on"
@@ -47,16 +47,16 @@ def free_port()->int:
 
 def command(
     module:str=TRAIN, # the module to run
-    backend:str="single", # how processes share the work
+    backend:str="auto", # how processes share the work; auto is none for one process and ddp for several
     processes:int=1, # processes on this machine, one per GPU
 )->list[str]: # the words before the module's own options
     "The command line that starts a module with its backend's launcher"
     name, python = module.split(":")[0], [sys.executable, "-m"]
     if backend not in BACKENDS: raise ConfigError(f"unknown backend '{backend}'{nearest(backend, BACKENDS)}")
     if processes < 1: raise ConfigError(f"processes is {processes}, expected 1 or more")
-    if backend == "single":
-        if processes > 1: raise ConfigError(f"processes is {processes} with backend single; choose ddp, fsdp or deepspeed")
-        return [*python, name]
+    if backend == "none" and processes > 1: raise ConfigError(f"processes is {processes} with backend none; choose ddp, fsdp or deepspeed")
+    if backend == "auto": backend = "ddp" if processes > 1 else "none"
+    if backend == "none": return [*python, name]
     if backend != "deepspeed": return [*python, "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", name, f"--backend={backend}"]
     if importlib.util.find_spec("deepspeed") is None: raise ConfigError("backend deepspeed needs its package; install it with: pip install 'r3nb[deepspeed]'")
     return [*python, "deepspeed.launcher.runner", "--no_local_rank", f"--num_gpus={processes}", f"--master_port={free_port()}", "--module", name, "--backend=deepspeed"]
@@ -153,7 +153,7 @@ def failure(name:str, code:int, lines:list[str], last:int=15)->LaunchError:
 def launch(
     options:dict, # the module's options by name
     module:str=TRAIN, # what to run
-    backend:str="single", # single, ddp, fsdp or deepspeed
+    backend:str="auto", # auto, none, ddp, fsdp or deepspeed
     processes:int=1, # processes on this machine
     grace:float=120, # seconds that an interrupted child has for its checkpoint
 )->None:

@@ -121,7 +121,7 @@ def test_killed_child(fake, sig, says):
 def test_what_cannot_be_launched():
     with pytest.raises(ConfigError, match="unknown backend 'fdsp'.*did you mean 'fsdp'"): command(backend="fdsp")
     with pytest.raises(ConfigError, match="processes is 0"): command(backend="ddp", processes=0)
-    with pytest.raises(ConfigError, match="processes is 4 with backend single"): command(processes=4)
+    with pytest.raises(ConfigError, match="processes is 4 with backend none"): command(backend="none", processes=4)
     with pytest.raises(LaunchError, match="(?s)No module named"): launch({}, "r3nb.no_such_module")
 
 
@@ -166,12 +166,12 @@ POLITE = """
 DEAF = POLITE.replace("signal.signal(signal.SIGTERM, save)", "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN)")
 
 
-def begin(name, backend="single", n=1, grace=30, **kw):
+def begin(name, backend="auto", n=1, grace=30, **kw):
     "A process that launches, as a kernel would"
     return subprocess.Popen([sys.executable, "-c", CALLER.format(name=name, backend=backend, n=n, grace=grace)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
 
 
-@pytest.mark.parametrize("backend, n", [("single", 1), ("ddp", 2)])
+@pytest.mark.parametrize("backend, n", [("auto", 1), ("ddp", 2)])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGKILL], ids=["interrupt", "kill"])
 def test_training_saves_when_its_notebook_is_interrupted_or_killed(fake, tmp_path, backend, n, sig):
     caller = begin(fake(POLITE), backend, n)
@@ -183,7 +183,7 @@ def test_training_saves_when_its_notebook_is_interrupted_or_killed(fake, tmp_pat
     if sig == signal.SIGINT: assert "waiting up to 30 s for the checkpoint" in out and "KeyboardInterrupt" in out and "stopped; run again" in out
 
 
-@pytest.mark.parametrize("backend, n", [("single", 1), ("ddp", 2)])
+@pytest.mark.parametrize("backend, n", [("auto", 1), ("ddp", 2)])
 def test_a_child_that_does_not_listen_is_killed(fake, tmp_path, backend, n):
     caller = begin(fake(DEAF), backend, n, grace=1)
     pids = wait_for(lambda: (found := numbers(tmp_path/"pids.txt")) and len(found) == 2 * n and found)
@@ -256,7 +256,7 @@ def test_the_stage_depends_on_the_module_that_it_launches():
 class Kernel:
     "A kernel that executes the stage notebook up to its second training"
     def __init__(self, folder, study, **params):
-        self.manager = KernelManager()
+        self.manager = KernelManager(transport_encryption="auto")
         self.manager.start_kernel(cwd=str(folder), env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"})
         self.client = self.manager.blocking_client()
         self.client.start_channels()
