@@ -660,6 +660,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     records = read_records(cfg.train_jsonl, cfg.image_root)
     wanted = cfg.train_mode == "r3" and cfg.channels
     index = EvidenceIndex.load(cfg.index_dir) if wanted else None
+    store = open_store(cfg, index, len(records))
     claim_folder(cfg, index)
     if cfg.threads: torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed)
@@ -668,7 +669,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     if cfg.init_from: model.load_weights(Path(cfg.init_from))
     if cfg.train_mode == "lora": model.modules_.requires_grad_(False)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = R3Trainer(cfg, model.train(), TrainSet(cfg, records, index, config, world, open_store(cfg, index, len(records))))
+    trainer = R3Trainer(cfg, model.train(), TrainSet(cfg, records, index, config, world, store))
     if cfg.teacher == "ema" and trainer.pairs: trainer.add_callback(MovingAverage(trainer.pairs, cfg.ema_decay))
     if cfg.eval_every: trainer.add_callback(Validation(trainer, cfg, index))
     trainer.add_callback(Progress())

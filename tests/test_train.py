@@ -331,10 +331,8 @@ def test_logs_go_to_the_tracker_that_was_named(cfg, name, tmp_path, monkeypatch)
     (tmp_path / "lib" / f"{name}.py").write_text("calls = []\ndef init(**kw): calls.append(('init', kw))\ndef log(row, step=None): calls.append(('log', row, step))\n"
                                                   "def finish(): calls.append(('finish',))\n")
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
-    monkeypatch.delitem(sys.modules, name, raising=False)
     train(replace(cfg, max_steps=2, report_to=[name]))
-    calls = sys.modules[name].calls
-    monkeypatch.delitem(sys.modules, name)
+    calls = sys.modules.pop(name).calls
     assert [c[0] for c in calls] == ["init", "log", "log", "log", "finish"] and [c[2] for c in calls[1:3]] == [1, 2]
     assert calls[0][1]["project"] == "r3nb" and calls[0][1]["resume"] == "allow" and calls[0][1]["config"]["max_steps"] == 2 and ("id" in calls[0][1]) == (name == "wandb")
     assert {"loss_ce", "level", "gate_text", "grad_norm", "tokens_per_second"} <= calls[1][1].keys()
@@ -363,3 +361,31 @@ def test_vision_trains_when_asked(cfg, place):
     model = R3Model.load(train(replace(cfg, max_steps=2, freeze_vision=False, lora_targets=["attention"])))
     tower = [p for n, p in model.named_parameters() if "visual" in n and "lora_B" in n]
     assert len(tower) == 4 and all(p.abs().max() > 0 for p in tower)
+
+
+class WaitForNext(TrainerCallback):
+    "At the end of a step, wait until the samples of the next one are there."
+    def __init__(self, notes): self.notes, self.waited = notes, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps: return
+        until, done = time.time() + 60, lambda: {int(l.split()[0]): int(l.split()[1]) for l in self.notes.read_text().splitlines()}
+        while state.global_step * 2 not in done() and time.time() < until: time.sleep(.02)
+        self.waited.append(done().get(state.global_step * 2))
+
+
+def test_workers_prepare_the_next_samples_while_a_step_runs(cfg, tmp_path, monkeypatch):
+    "Damage, OCR text and evidence of the next batch come from another process before the current step has ended"
+    notes, real = tmp_path / "notes", TrainSet.__getitems__
+    notes.touch()
+
+    def noted(self, positions):
+        rows = real(self, positions)
+        with open(notes, "a") as f: f.write(f"{positions[0]} {os.getpid()}\n")
+        return rows
+    monkeypatch.setattr(TrainSet, "__getitems__", noted)
+    trainer = build_trainer(replace(cfg, num_workers=1))
+    waits = WaitForNext(notes)
+    trainer.add_callback(waits)
+    trainer.train()
+    assert len(waits.waited) == 3 and None not in waits.waited and os.getpid() not in waits.waited
