@@ -41,7 +41,7 @@ test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
 	$(BIN)/nbdev-test --skip-folder-re '^([_.].*|stages)$$' --n-workers 2
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && echo "tiny study" && $(BIN)/r3nb_study runs/profiles/smoke.yaml --out "$$tmp"
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && for p in smoke staged-smoke; do echo "tiny study: $$p" && $(BIN)/r3nb_study runs/profiles/$$p.yaml --out "$$tmp" || exit; done
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

@@ -165,7 +165,7 @@ def test_resume_is_exact_whatever_the_workers(cfg, tmp_path):
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_3", ignore_errors=True)
     assert newest_checkpoint(two.output_dir).name == "step_2"
     assert same(bits(train(two)), whole)
-    strip = lambda rows: [{k: v for k, v in r.items() if "per_second" not in k} for r in rows]
+    strip = lambda rows: [{k: v for k, v in r.items() if "per_second" not in k and k != "memory_gb"} for r in rows]
     assert strip(history(one.output_dir)) == strip(history(two.output_dir))
     assert set(whole) == {"adapter_model.safetensors", "modules.safetensors", "teacher.safetensors"}
     assert list((tmp_path / "one" / "tensorboard").glob("events*"))
@@ -307,3 +307,85 @@ def test_distracted_samples_get_foreign_evidence(place, cfg):
         assert e.record.image_id not in [q.image_id for q in e.pages] and pages(some[p]) == pages(e)
         assert e.corrupted.pseudo_text == o.corrupted.pseudo_text and (p in chosen or pages(e) == pages(o))
     assert any(pages(e) != pages(o) for p, e, o in zip(batch, got, own, strict=True) if p in chosen)
+
+
+# what is logged -------------------------------------------------------------------------------------------------------------------------
+
+def test_log_lines_hold_all_that_was_promised(cfg):
+    train(replace(cfg, max_steps=2, warmup_steps=0, level_sampling="max"))
+    rows = history(cfg.output_dir)
+    assert all({"loss", "loss_ce", "loss_cons", "loss_conf", "loss_gate", "loss_align", "level", "gate_text", "gate_image", "gate_self", "conf_vis", "conf_text", "error_conf_vis",
+                "error_conf_text", "grad_norm", "learning_rate", "samples_per_second", "tokens_per_second", "memory_gb"} <= r.keys() for r in rows)
+    for r in rows:
+        assert 0 < r["error_conf_vis"] < 1 and r["samples_per_second"] > 0 and r["tokens_per_second"] > 20 * r["samples_per_second"] and .05 < r["memory_gb"] < 50
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(Path(cfg.output_dir) / "tensorboard"))
+    board.Reload()
+    assert {"train/loss_ce", "train/level", "train/error_conf_text", "train/tokens_per_second", "train/memory_gb"} <= set(board.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_logs_go_to_the_tracker_that_was_named(cfg, name, tmp_path, monkeypatch):
+    "A stand-in for the package writes down how it is called"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / f"{name}.py").write_text("calls = []\ndef init(**kw): calls.append(('init', kw))\ndef log(row, step=None): calls.append(('log', row, step))\n"
+                                                  "def finish(): calls.append(('finish',))\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    train(replace(cfg, max_steps=2, report_to=[name]))
+    calls = sys.modules.pop(name).calls
+    assert [c[0] for c in calls] == ["init", "log", "log", "log", "finish"] and [c[2] for c in calls[1:3]] == [1, 2]
+    assert calls[0][1]["project"] == "r3nb" and calls[0][1]["resume"] == "allow" and calls[0][1]["config"]["max_steps"] == 2 and ("id" in calls[0][1]) == (name == "wandb")
+    assert {"loss_ce", "level", "gate_text", "grad_norm", "tokens_per_second"} <= calls[1][1].keys()
+    assert not (Path(cfg.output_dir) / "tensorboard").exists()
+
+
+def test_reporters_are_checked_and_may_change(cfg):
+    with pytest.raises(ConfigError, match="report_to: unknown 'tensorbord'.*did you mean 'tensorboard'"): replace(cfg, report_to=["tensorbord"]).check()
+    with pytest.raises(ConfigError, match="report_to wandb needs its package; install it with pip install wandb"): replace(cfg, report_to=["wandb"]).check()
+    last = train(replace(cfg, max_steps=1, save_every=1, report_to=["none"]))
+    assert not (Path(cfg.output_dir) / "tensorboard").exists() and train(replace(cfg, max_steps=1, save_every=1)) == last
+
+
+def test_a_run_begun_before_an_option_existed_goes_on(cfg):
+    last = train(replace(cfg, max_steps=1, save_every=1))
+    path = Path(cfg.output_dir) / "run.json"
+    before = json.loads(path.read_text())
+    for young in ("freeze_vision", "load_in_4bit"): before["options"].pop(young)
+    path.write_text(json.dumps(before))
+    assert train(replace(cfg, max_steps=1, save_every=1)) == last
+    with pytest.raises(ConfigError, match="freeze_vision True -> False"): train(replace(cfg, max_steps=1, save_every=1, freeze_vision=False))
+
+
+def test_vision_trains_when_asked(cfg, place):
+    "LoRA in the tower gets gradients through the picture; frozen, it has none"
+    model = R3Model.load(train(replace(cfg, max_steps=2, freeze_vision=False, lora_targets=["attention"])))
+    tower = [p for n, p in model.named_parameters() if "visual" in n and "lora_B" in n]
+    assert len(tower) == 4 and all(p.abs().max() > 0 for p in tower)
+
+
+class WaitForNext(TrainerCallback):
+    "At the end of a step, wait until the samples of the next one are there."
+    def __init__(self, notes): self.notes, self.waited = notes, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps: return
+        until, done = time.time() + 60, lambda: {int(l.split()[0]): int(l.split()[1]) for l in self.notes.read_text().splitlines()}
+        while state.global_step * 2 not in done() and time.time() < until: time.sleep(.02)
+        self.waited.append(done().get(state.global_step * 2))
+
+
+def test_workers_prepare_the_next_samples_while_a_step_runs(cfg, tmp_path, monkeypatch):
+    "Damage, OCR text and evidence of the next batch come from another process before the current step has ended"
+    notes, real = tmp_path / "notes", TrainSet.__getitems__
+    notes.touch()
+
+    def noted(self, positions):
+        rows = real(self, positions)
+        with open(notes, "a") as f: f.write(f"{positions[0]} {os.getpid()}\n")
+        return rows
+    monkeypatch.setattr(TrainSet, "__getitems__", noted)
+    trainer = build_trainer(replace(cfg, num_workers=1))
+    waits = WaitForNext(notes)
+    trainer.add_callback(waits)
+    trainer.train()
+    assert len(waits.waited) == 3 and None not in waits.waited and os.getpid() not in waits.waited
