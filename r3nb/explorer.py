@@ -309,7 +309,7 @@ def headed(w, title:str, *children): return w.VBox([w.HTML(f"<b>{esc(title)}</b>
 def arranged(w, k:dict, tabs, status, view): # one widget
     "Knobs on the left, the view on the right; below each other on a narrow screen"
     grid = lambda ticks: w.Box(list(ticks.values()), layout=w.Layout(flex_flow="row wrap"))
-    left = w.VBox([tabs, k["level"], k["seed"], headed(w, "Kinds of damage (none ticked: the page's own)", grid(k["families"])),
+    left = w.VBox([tabs, k["level"], k["seed"], headed(w, "Kinds of damage (none: the page's own)", grid(k["families"])),
                    headed(w, "Parts of R3 in use", grid(k["parts"]))], layout=w.Layout(width="340px", flex="0 0 auto"))
     right = w.VBox([status, view], layout=w.Layout(flex="1 1 480px", min_width="0"))
     return w.Box([left, right], layout=w.Layout(flex_flow="row wrap", width="100%"))

@@ -35,7 +35,7 @@ from .ocr import OCRConfig
 def esc(x)->str: return escape(str(x), quote=True)
 
 CSS = ("<style>.r3{font:13px/1.45 system-ui,sans-serif;max-width:1100px}.r3 h4{margin:14px 0 6px;font-size:14px}.r3 .row{display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start}"
-       ".r3 figure{margin:0;max-width:100%}.r3 figcaption{font-size:12px;opacity:.8;max-width:260px}.r3 img{max-width:100%;height:auto;border:1px solid #8886;background:#fff;display:block}"
+       ".r3 figure{margin:0;max-width:202px}.r3 figcaption{font-size:12px;opacity:.8}.r3 img{max-width:100%;height:auto;border:1px solid #8886;background:#fff;display:block}"
        ".r3 table{border-collapse:collapse}.r3 td,.r3 th{padding:3px 10px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}.r3 th{font-weight:600}"
        ".r3 .text{border-left:3px solid #8886;padding:4px 10px;margin:4px 0;overflow-wrap:anywhere}.r3 mark{background:#E69F0055;color:inherit;border-bottom:2px dotted #D55E00}"
        ".r3 del{opacity:.55}.r3 .card{width:190px;border:1px solid #8886;border-radius:6px;padding:8px}.r3 .tag{display:inline-block;border:1px solid;border-radius:9px;padding:0 7px;margin:2px 4px 2px 0;font-size:12px}"
@@ -63,7 +63,7 @@ def data_uri(image:Image.Image, kind:str="webp", **options)->str:
 def picture(
     image:Image.Image, # any size
     alt:str, # what it shows, for those who do not see it
-    width:int=210, # on the screen, in pixels
+    width:int=200, # on the screen, in pixels
 )->str: # HTML
     "A small copy of a picture"
     small = image.convert("RGB")
@@ -74,7 +74,7 @@ def heat(
     grid, # [n, n] values from 0 to 1
     size:tuple[int, int], # of the page, for the shape
     alt:str, # what it shows
-    width:int=210, # on the screen, in pixels
+    width:int=200, # on the screen, in pixels
 )->str: # HTML
     "A map of confidence: dark is lost, yellow is whole"
     rgb = mpl.colormaps["cividis"](np.clip(np.asarray(grid, float), 0, 1), bytes=True)[..., :3]
