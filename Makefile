@@ -1,6 +1,7 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
-# make lab     JupyterLab on the notebooks
+# make lab     JupyterLab on the explorer, with the notebooks beside it
+# make explore   the explorer alone in the browser, without code
 # make interchange   the same questions through lmms-eval and through r3nb_eval
 # PROFILE=... and OUT=... choose another profile and folder for make study
 
@@ -14,10 +15,10 @@ LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test lab interchange
+.PHONY: help study test lab explore interchange
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -44,7 +45,10 @@ test: $(STAMP) $(LMMS)/.installed
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && for p in smoke staged-smoke; do echo "tiny study: $$p" && $(BIN)/r3nb_study runs/profiles/$$p.yaml --out "$$tmp" || exit; done
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/explore.ipynb
+
+explore: $(STAMP)
+	JUPYTER_PATH=scripts/jupyter $(BIN)/voila --template=r3nb nbs/explore.ipynb
 
 interchange: $(STAMP) $(LMMS)/.installed
 	$(BIN)/python scripts/check_lmms.py benchmarks/interchange.json
