@@ -85,7 +85,7 @@ class Screen:
 
     def update(self, body:str)->None:
         "A new state of the current line"
-        if not body.strip(): return
+        if not body.strip() or body == self.now: return
         self.now, t = body, time.monotonic()
         if t - self.shown < max(self.every, (t - self.begun) / 100): return
         self.put("\r" + body.ljust(self.width))
