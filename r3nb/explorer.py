@@ -164,7 +164,7 @@ def demo(cls:Explorer)->Explorer:
 class Upload(io.BytesIO):
     "The bytes of a file, which say the file's name in messages"
     def __init__(self, content:bytes, name:str): super().__init__(content); self.name = name
-    def __str__(self): return self.name
+    def __repr__(self): return self.name
 
 @patch
 def own_page(self:Explorer, ask:Ask)->tuple: # record and clean picture
@@ -297,7 +297,7 @@ def knobs(w)->dict: # name -> widget; `w` is the module ipywidgets
     wide, style = w.Layout(width="auto"), {"description_width": "70px"}
     tick = lambda name, on: w.Checkbox(value=on, description=name.replace("_", " "), indent=False, layout=w.Layout(width="150px"))
     return {"dataset": w.Dropdown(description="dataset", layout=wide, style=style), "sample": w.Dropdown(description="question", layout=wide, style=style),
-            "upload": w.FileUpload(accept="image/*", multiple=False, description="choose or drop a page", layout=wide),
+            "upload": w.FileUpload(accept="image/*", multiple=False, description="choose a picture", layout=wide),
             "question": w.Text(description="question", placeholder="what is asked about it", continuous_update=False, layout=wide, style=style),
             "answer": w.Text(description="answer", placeholder="if you know it", continuous_update=False, layout=wide, style=style),
             "level": w.FloatSlider(value=.6, min=0, max=1, step=.05, description="damage λ", layout=wide, style=style),
