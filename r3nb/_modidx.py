@@ -601,7 +601,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'r3nb.explorer.Panel.work': ('explorer.html#panel.work', 'r3nb/explorer.py'),
                                'r3nb.explorer.Upload': ('explorer.html#upload', 'r3nb/explorer.py'),
                                'r3nb.explorer.Upload.__init__': ('explorer.html#upload.__init__', 'r3nb/explorer.py'),
-                               'r3nb.explorer.Upload.__str__': ('explorer.html#upload.__str__', 'r3nb/explorer.py'),
+                               'r3nb.explorer.Upload.__repr__': ('explorer.html#upload.__repr__', 'r3nb/explorer.py'),
                                'r3nb.explorer.arranged': ('explorer.html#arranged', 'r3nb/explorer.py'),
                                'r3nb.explorer.demo_dir': ('explorer.html#demo_dir', 'r3nb/explorer.py'),
                                'r3nb.explorer.demo_world': ('explorer.html#demo_world', 'r3nb/explorer.py'),
