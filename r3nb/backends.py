@@ -94,8 +94,7 @@ def shard(model: nn.Module, min_params: int = 0, half: torch.dtype|None = None)-
     for m in filter(None, (model.modules_, model.teacher_)): cut(m)
     cut(model)
     register_fsdp_forward_method(model, "generate")
-    model.base._is_fsdp_managed_module = True # generation then goes on until every process is done
-    model.is_distributed_loading_by_transformers = True # the Trainer then leaves wrapping to us
+    model.in_parts = True
     return model
 
 # %% ../nbs/05_backends.ipynb #c031

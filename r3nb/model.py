@@ -12,7 +12,8 @@ __all__ = ['LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS', 'GATE_
            'per_token_inputs', 'grown_value', 'fit_picture', 'widest_ratio', 'read_manner', 'R3Collator', 'signals',
            'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id', 'R3Model',
            'language_layers', 'lora_pattern', 'add_lora', 'open_backbone', 'R3Output', 'Generated', 'to_device',
-           'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits', 'check_backbone', 'CheckConfig', 'main']
+           'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits', 'check_backbone', 'CheckConfig', 'main',
+           'check_weights']
 
 # %% ../nbs/05_model.ipynb #c003
 import copy
@@ -1284,10 +1285,13 @@ def lora_parameters(self: R3Model, adapter: str = "default")->dict: # names as i
     short = lambda n: n.removeprefix("backbone.").replace(f".{adapter}.", ".")
     return {short(n): p for n, p in self.named_parameters() if f".{adapter}." in n and "lora_" in n}
 
+def check_weights(folder: Path)->None:
+    "Compare the files of a checkpoint that make a model with their SHA-256, if it is sealed."
+    if (folder/SEAL).is_file(): check_seal(folder, lambda name: name.startswith(("modules", "adapter_model", "backbone", "r3_config")))
+
 @patch
 def load_weights(self: R3Model, folder: Path)->None:
     "Read adapter, modules and trained backbone of a checkpoint into this model, strictly."
-    if (folder/SEAL).is_file(): check_seal(folder, lambda name: name.startswith(("modules", "adapter_model", "backbone", "r3_config")))
     if (folder/"adapter_model.safetensors").is_file() and not self.r3.lora_r:
         raise CheckpointError(f"{folder} holds LoRA matrices and this model has none; merge them with r3nb_export --full and start from the merged model")
     _fill(dict(self.modules_.named_parameters()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
@@ -1308,6 +1312,7 @@ def load(cls: R3Model,
     folder = Path(folder)
     if not (folder/"r3_config.json").is_file():
         raise CheckpointError(f"{folder}: no r3_config.json; give a folder written by save_pretrained")
+    check_weights(folder)
     saved = read_json(folder/"r3_config.json")
     config = from_dict(R3Config, saved["config"] | flags, str(folder/"r3_config.json"))
     model = cls.from_pretrained(backbone or saved["backbone"], config, dtype)

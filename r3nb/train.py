@@ -32,6 +32,7 @@ from fastcore.basics import patch
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from .backends import (SEAL, Stored, all_generators, check_seal, deepspeed_settings, finish, first, follow, join, moments, pick_backend, prepare_deepspeed, rank,
@@ -41,7 +42,7 @@ from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir
 from .corrupt import corrupt
 from .data import mixture_sampler, stratified_sample
 from .indices import EvidenceIndex, encode_queries
-from .model import QueryMemo, R3Collator, R3Config, R3Model, make_examples, resolve_backbone, to_device, weights_sha256
+from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, make_examples, resolve_backbone, to_device, weights_sha256
 
 # %% ../nbs/06_train.ipynb #c006
 @dataclass(kw_only=True)
@@ -402,8 +403,13 @@ class R3Trainer(Trainer):
         if self.has_teacher and last is not None: load_teacher(model, last)
         self.collator = R3Collator(model.processor, model.r3)
         args, half = arguments(cfg), torch.float16 if cfg.fp16 else torch.bfloat16 if cfg.bf16 else None
-        if self.backend == "fsdp": shard(model.to(args.device), cfg.fsdp_min_params, half if model.trained_backbone() else None)
         super().__init__(model=model, args=args, train_dataset=train_set, data_collator=self.collate, **kwargs)
+        if self.backend == "fsdp":
+            shard(model, cfg.fsdp_min_params, half if model.trained_backbone() else None)
+            self.is_distributed_loading_by_transformers = True # so that the Trainer leaves the wrapping to us
+        if self.backend == "deepspeed":
+            unset_hf_deepspeed_config() # or every encoder that is opened from now on would be split too
+            model.in_parts = True
         self.remove_callback(PrinterCallback)
 
     @property
@@ -594,7 +600,7 @@ def arguments(cfg: TrainConfig)->TrainingArguments:
         activation_checkpointing=cfg.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if cfg.gradient_checkpointing else None,
         **more | {"lr_scheduler_type": "linear", "optim": "adamw_torch", "adam_beta1": .9, "adam_beta2": .98, "report_to": "none", "disable_tqdm": True,
-                  "dataloader_pin_memory": False, "ddp_broadcast_buffers": False, "ddp_find_unused_parameters": not cfg.use_lora} | passed_on(cfg.trainer))
+                  "dataloader_pin_memory": False, "ddp_find_unused_parameters": not cfg.use_lora} | passed_on(cfg.trainer))
 
 # %% ../nbs/06_train.ipynb #c045
 @patch
@@ -800,6 +806,7 @@ def open_model(cfg: TrainConfig, config: R3Config, last: Path|None)->R3Model:
     model = R3Model.from_pretrained(cfg.model_name, config, "float16" if cfg.fp16 else "bfloat16" if cfg.bf16 else "float32")
     model.unfreeze(language=not cfg.use_lora, vision=not cfg.freeze_vision)
     start = last or (starting_weights(cfg.resume_from) if cfg.resume_from else None)
+    if start and start != last: first(lambda: check_weights(start))
     if start: model.load_weights(start)
     freeze_unreached(model, cfg)
     if not any(p.requires_grad for p in model.parameters()): raise ConfigError("these options train nothing; give lora_r, or switch modules and losses on")
