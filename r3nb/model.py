@@ -814,7 +814,7 @@ class R3Model(nn.Module):
         processor.manner = read_manner(processor, backbone)
         self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
-        self.dtype, self.shadow_, self.acting = backbone.get_input_embeddings().weight.dtype, None, "student"
+        self.dtype, self.shadow_, self.acting, self.in_parts = backbone.get_input_embeddings().weight.dtype, None, "student", False
         embedding = backbone.get_input_embeddings()
         look = lambda *ids: embedding(torch.tensor(ids, device=embedding.weight.device)).detach().float() # as the hook sees it: Gemma scales its rows
         rows, neutral = look(*range(min(4096, len(embedding.weight)))), look(neutral_id(processor.tokenizer, config.neutral_token))[0]
@@ -1100,7 +1100,7 @@ def generate(self: R3Model,
             inputs, rows, seen = self.run_modules(batch, modules)
             with self.soft.use(rows):
                 out = self.base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, suppress_tokens=silent,
-                                         pad_token_id=tok.pad_token_id, eos_token_id=self.ends())
+                                         pad_token_id=tok.pad_token_id, eos_token_id=self.ends(), **{"synced_gpus": True} if self.in_parts else {})
     finally: self.train(was)
     stop = {tok.pad_token_id, *self.ends()}
     ids = [next((r[:i] for i, t in enumerate(r) if t in stop), r) for r in out[:, inputs["input_ids"].shape[1]:].tolist()]
