@@ -134,7 +134,7 @@ def whole_parameters(named: dict)->Iterator[tuple[str, torch.Tensor]]:
     "Names and whole values of parameters, one at a time."
     for name, p in named.items():
         if not hasattr(p, "ds_id"): yield name, whole(p); continue
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
         with GatheredParameters([p]): value = p.detach().clone()
         yield name, value
 
