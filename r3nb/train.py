@@ -115,6 +115,30 @@ class TrainConfig(LaunchOptions):
     eval_every: int = 0 # steps between validations, 0 for none
     val_samples: int = 64 # records to validate on
 
+# %% ../nbs/06_train.ipynb #c011b
+OUR_NAMES = {"learning_rate": "lr", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "grad_accum", "logging_steps": "log_every",
+             "save_steps": "save_every", "eval_steps": "eval_every", "dataloader_num_workers": "num_workers", "activation_checkpointing": "gradient_checkpointing",
+             "num_train_epochs": "max_steps", "deepspeed": "deepspeed_config", "fsdp": "backend", "fsdp_config": "fsdp_min_params", "warmup_ratio": "lr_warmup_steps",
+             "resume_from_checkpoint": "resume_from"}
+FIXED = ("save_strategy", "eval_strategy", "logging_strategy", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "save_only_model", "push_to_hub",
+         "auto_find_batch_size", "ignore_data_skip", "remove_unused_columns", "label_names", "accelerator_config", "average_tokens_across_devices", "label_smoothing_factor",
+         "train_sampling_strategy", "dataloader_drop_last", "fp16_full_eval", "bf16_full_eval", "logging_nan_inf_filter", "use_cpu", "place_model_on_device")
+
+def passed_on(options: dict)->dict: # with values of the right type
+    "Check options of transformers' TrainingArguments."
+    ours, hints = {f.name for f in fields(TrainConfig)}, get_type_hints(TrainingArguments)
+    known = {f.name for f in fields(TrainingArguments) if f.init} - ours - OUR_NAMES.keys() - {*FIXED}
+    out = {}
+    for name, value in options.items():
+        if name in OUR_NAMES: raise ConfigError(f"option {name} is called {OUR_NAMES[name]} here")
+        if name in FIXED: raise ConfigError(f"option {name} cannot be changed: checkpoints and exact resume depend on it")
+        if name not in known:
+            near = nearest(name, ours | known).split("known:")[0].strip(" (")
+            raise ConfigError(f"unknown option '{name}'" + (f"; {near}" if near else "; see r3nb_train --help and transformers' TrainingArguments"))
+        try: out[name] = convert(value, hints[name])
+        except ValueError: raise ConfigError(f"option {name} should be {hints[name]}, found {value!r}") from None
+    return out
+
 # %% ../nbs/06_train.ipynb #c010
 @patch
 def check(self: TrainConfig)->TrainConfig: # itself
@@ -144,30 +168,6 @@ def model_config(self: TrainConfig, index=None)->R3Config:
     if not self.use_lora: given["lora_r"] = 0
     off = ("disable_soft_prefix", "disable_context", "disable_text_retrieval", "disable_image_retrieval")
     return R3Config(**given | ({k: True for k in off} if self.train_mode == "lora" else {}))
-
-# %% ../nbs/06_train.ipynb #c011b
-OUR_NAMES = {"learning_rate": "lr", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "grad_accum", "logging_steps": "log_every",
-             "save_steps": "save_every", "eval_steps": "eval_every", "dataloader_num_workers": "num_workers", "activation_checkpointing": "gradient_checkpointing",
-             "num_train_epochs": "max_steps", "deepspeed": "deepspeed_config", "fsdp": "backend", "fsdp_config": "fsdp_min_params", "warmup_ratio": "lr_warmup_steps",
-             "resume_from_checkpoint": "resume_from"}
-FIXED = ("save_strategy", "eval_strategy", "logging_strategy", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "save_only_model", "push_to_hub",
-         "auto_find_batch_size", "ignore_data_skip", "remove_unused_columns", "label_names", "accelerator_config", "average_tokens_across_devices", "label_smoothing_factor",
-         "train_sampling_strategy", "dataloader_drop_last", "fp16_full_eval", "bf16_full_eval", "logging_nan_inf_filter", "use_cpu", "place_model_on_device")
-
-def passed_on(options: dict)->dict: # with values of the right type
-    "Check options of transformers' TrainingArguments."
-    ours, hints = {f.name for f in fields(TrainConfig)}, get_type_hints(TrainingArguments)
-    known = {f.name for f in fields(TrainingArguments) if f.init} - ours - OUR_NAMES.keys() - {*FIXED}
-    out = {}
-    for name, value in options.items():
-        if name in OUR_NAMES: raise ConfigError(f"option {name} is called {OUR_NAMES[name]} here")
-        if name in FIXED: raise ConfigError(f"option {name} cannot be changed: checkpoints and exact resume depend on it")
-        if name not in known:
-            near = nearest(name, ours | known).split("known:")[0].strip(" (")
-            raise ConfigError(f"unknown option '{name}'" + (f"; {near}" if near else "; see r3nb_train --help and transformers' TrainingArguments"))
-        try: out[name] = convert(value, hints[name])
-        except ValueError: raise ConfigError(f"option {name} should be {hints[name]}, found {value!r}") from None
-    return out
 
 # %% ../nbs/06_train.ipynb #c013
 def curriculum_level(
