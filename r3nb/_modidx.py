@@ -1161,6 +1161,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'r3nb/train.py'),
                             'r3nb.train.R3Trainer': ('train.html#r3trainer', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.__init__': ('train.html#r3trainer.__init__', 'r3nb/train.py'),
+                            'r3nb.train.R3Trainer._defer_fsdp_gradient_reduction': ( 'train.html#r3trainer._defer_fsdp_gradient_reduction',
+                                                                                     'r3nb/train.py'),
                             'r3nb.train.R3Trainer._get_train_sampler': ('train.html#r3trainer._get_train_sampler', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._load_from_checkpoint': ('train.html#r3trainer._load_from_checkpoint', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._load_rng_state': ('train.html#r3trainer._load_rng_state', 'r3nb/train.py'),

@@ -10,6 +10,7 @@ __all__ = ['BACKENDS', 'SEAL', 'world_size', 'rank', 'pick_backend', 'first', 'j
 # %% ../nbs/05_backends.ipynb #c003
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import partial
@@ -112,6 +113,7 @@ def deepspeed_settings(path: str|Path, half: str = "")->dict: # half: float16, b
 
 def prepare_deepspeed()->None:
     "Make DeepSpeed ready; on a machine without GPU too, which is slow and meant for tests."
+    warnings.filterwarnings("ignore", ".* is deprecated. Please use `torch.distributed", FutureWarning) # DeepSpeed's use of PyTorch, once per call
     try: import deepspeed
     except ImportError: raise ConfigError("backend deepspeed needs the package deepspeed; pip install 'r3nb[deepspeed]'") from None
     if torch.cuda.is_available(): return

@@ -430,6 +430,7 @@ class R3Trainer(Trainer):
         return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
 
     def _get_train_sampler(self, dataset=None): return SequentialSampler(self.train_dataset)
+    def _defer_fsdp_gradient_reduction(self): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
 
 # %% ../nbs/06_train.ipynb #c038a
 @patch

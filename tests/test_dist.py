@@ -14,8 +14,11 @@ import tiny
 import two
 from safetensors.torch import load_file
 
+from transformers import AutoModelForImageTextToText
+
 from r3nb.backends import check_seal
 from r3nb.core import CheckpointError
+from r3nb.export import main as export_main
 from r3nb.model import R3Model
 from r3nb.train import TrainConfig, newest_checkpoint, replay, train
 
@@ -135,6 +138,18 @@ def test_checkpoints_are_small_and_open_on_one_process(runs, place, backend):
     assert not any(name.endswith(tuple(backbone)) for name in bits(last) if "lora_" not in name) and not list(last.glob("*.p[tk]*")) and check_seal(last)["processes"] == 2
     model = R3Model.load(last)
     for name, p in model.lora_parameters().items(): assert (p == bits(last)[f"adapter_model.safetensors/{name}"]).all()
+
+
+def test_export_of_runs_in_parts(runs, tmp_path):
+    "An adapter and a whole model of LoRA, and a whole model of full fine-tuning, as transformers opens it."
+    lora, full = (newest_checkpoint(runs("fsdp") / n) for n in ("plain", "full"))
+    for words in (["--checkpoint_dir", str(lora), "--out", str(tmp_path / "a")], ["--checkpoint_dir", str(full), "--full", "--out", str(tmp_path / "f")]): export_main(words)
+    assert {f.name for f in (tmp_path / "a").iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "modules.safetensors", "r3_config.json"}
+    R3Model.load(tmp_path / "a")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "f").state_dict()
+    trained = load_file(full / "backbone.safetensors")
+    assert len(trained) > 50 and all((whole[k] == v.half()).all() for k, v in trained.items())
+    R3Model.load(tmp_path / "f" / "r3", tmp_path / "f")
 
 
 def test_a_flipped_bit_is_named(runs, place, tmp_path):
