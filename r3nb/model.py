@@ -13,9 +13,10 @@ __all__ = ['LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS', 'GATE_
            'signals', 'rank_pages', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id', 'R3Model',
            'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'add_lora', 'four_bits',
            'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes',
-           'compare_logits', 'check_backbone', 'CheckConfig', 'main']
+           'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights']
 
 # %% ../nbs/05_model.ipynb #c003
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -38,8 +39,10 @@ from PIL import Image
 from rapidfuzz import fuzz
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers.utils import ModelOutput
 
+from .backends import SEAL, Stored, check_seal, write_tensors
 from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, rng,
     sha256_file, sha256_text, write_json)
 from .indices import CHANNELS, encode_queries, retrieve
@@ -61,7 +64,7 @@ class R3Sizes:
     lora_alpha: int = 16 # LoRA scale is alpha / r
     lora_dropout: float = 0.0 # dropout before the LoRA matrices
     lora_targets: list[str] = field(default_factory=LORA_TARGETS.copy) # linear layers that get LoRA: their names, or `attention`, or `all-linear`
-    freeze_vision: bool = True # leave the vision tower as it is; otherwise it gets LoRA too
+    freeze_vision: bool = True # leave the vision tower as it is; otherwise it trains as the language model does: by LoRA, or in full without
     load_in_4bit: bool = False # hold the frozen weights in 4 bits (QLoRA); needs a GPU and bitsandbytes
     top_k: int = 3 # evidence per channel
     tau: float = 0.07 # temperature of evidence weights, softmax(score / tau)
@@ -130,7 +133,11 @@ class SoftTokens:
         ids: tuple[int, ...] # ids of the placeholders
     ):
         self.ids, self.rows, self.reached = tuple(ids), None, set()
-        self.handle = embedding.register_forward_hook(self._hook, with_kwargs=True)
+        self.join(embedding)
+
+    def join(self, *embeddings): self.handles = [e.register_forward_hook(self._hook, with_kwargs=True) for e in embeddings]
+    def leave(self):
+        for h in self.handles: h.remove()
 
     def _hook(self, module, args, kwargs, out):
         if self.rows is None: return out
@@ -294,6 +301,8 @@ class Reconstructed:
     weights: torch.Tensor # [B, K] trust in each page
     open: torch.Tensor # [B] whether evidence columns may be read
     relevance_logits: torch.Tensor # [B, K] of the relevance head, for its loss
+
+torch.export.register_dataclass(Reconstructed) # sharded training looks for tensors in what a module returns
 
 class Reconstruction(nn.Module):
     "The seven modules behind one forward."
@@ -810,6 +819,7 @@ class R3Model(nn.Module):
         processor.manner = read_manner(processor, backbone)
         self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
+        self.dtype, self.shadow_, self.acting, self.in_parts = backbone.get_input_embeddings().weight.dtype, None, "student", False
         embedding = backbone.get_input_embeddings()
         look = lambda *ids: embedding(torch.tensor(ids, device=embedding.weight.device)).detach().float() # as the hook sees it: Gemma scales its rows
         rows, neutral = look(*range(min(4096, len(embedding.weight)))), look(neutral_id(processor.tokenizer, config.neutral_token))[0]
@@ -823,7 +833,9 @@ class R3Model(nn.Module):
         self.soft = SoftTokens(embedding, self.placeholder_ids)
 
     @property
-    def base(self): return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+    def base(self):
+        if self.acting == "teacher" and self.shadow_ is not None: return self.shadow_
+        return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
     @property
     def device(self): return self.neutral.device
     def get_input_embeddings(self): return self.base.get_input_embeddings()
@@ -928,6 +940,22 @@ def from_pretrained(cls: R3Model,
     except ConfigError as e: raise ConfigError(f"backbone '{backbone}' cannot be used: {e}") from e
     return model
 
+# %% ../nbs/05_model.ipynb #c087b
+@patch
+def unfreeze(self: R3Model, language: bool = False, vision: bool = False)->R3Model: # itself
+    "Let the language model (all but the vision tower) or the vision tower train in full, in 32 bits."
+    for name, p in self.backbone.named_parameters():
+        if "lora_" in name or not (vision if re.search("visual|vision", name) else language): continue
+        p.requires_grad_(True)
+        p.data = p.data.float()
+    self.dtype = self.get_input_embeddings().weight.dtype
+    return self
+
+@patch
+def trained_backbone(self: R3Model)->dict: # name -> parameter
+    "The backbone's own parameters that train."
+    return {n: p for n, p in self.backbone.named_parameters() if p.requires_grad and "lora_" not in n}
+
 # %% ../nbs/05_model.ipynb #c089
 ROLES = ("student", "teacher", "base")
 
@@ -941,34 +969,55 @@ def role(self: R3Model, name: str)->Iterator[Reconstruction]: # the modules of t
     layers = [m for m in self.backbone.modules() if isinstance(m, BaseTunerLayer)]
     before = [(m._active_adapter, m._disable_adapters) for m in layers]
     for m in layers: m._active_adapter, m._disable_adapters = [{"teacher": "teacher"}.get(name, "default")], name == "base"
+    acting, self.acting = self.acting, name
     try: yield self.teacher_ if name == "teacher" else self.modules_
     finally:
+        self.acting = acting
         for m, (active, off) in zip(layers, before, strict=True): m._active_adapter, m._disable_adapters = active, off
 
+# %% ../nbs/05_model.ipynb #c089a
 @patch
 def add_teacher(self: R3Model)->list[tuple]: # (student parameter, teacher parameter)
-    "Copy LoRA and modules into a frozen teacher; return the pairs that a moving average runs over."
-    import copy
+    "Copy what trains into a frozen teacher; return the pairs that a moving average runs over."
     if self.teacher_ is None:
         self.teacher_ = copy.deepcopy(self.modules_).requires_grad_(False)
         if self.r3.lora_r: self.backbone.add_adapter("teacher", self.backbone.peft_config["default"])
-    params, pairs = dict(self.named_parameters()), []
-    for name, p in params.items():
-        source = name.replace(".teacher.", ".default.").replace("teacher_.", "modules_.", 1)
-        if source != name: p.requires_grad_(False); pairs.append((params[source], p))
+        if self.trained_backbone():
+            self.soft.leave()
+            self.shadow_ = copy.deepcopy(self.base).requires_grad_(False)
+            self.soft.join(self.get_input_embeddings(), self.shadow_.get_input_embeddings())
     with torch.no_grad():
-        for student, teacher in pairs: teacher.copy_(student)
-    return pairs
+        for student, teacher in self.teacher_pairs(): teacher.copy_(student)
+    return self.teacher_pairs()
+
+@patch
+def teacher_parameters(self: R3Model)->dict: # name -> parameter
+    "The teacher's own parameters; of a second backbone only those that follow the student."
+    follows = {n.removeprefix("base_model.model.") for n in self.trained_backbone()}
+    return {n: p.requires_grad_(False) for n, p in self.named_parameters()
+            if n.startswith("teacher_.") or ".teacher." in n or (n.startswith("shadow_.") and n.removeprefix("shadow_.") in follows)}
+
+@patch
+def teacher_pairs(self: R3Model)->list[tuple]: # (student parameter, teacher parameter)
+    "Each parameter of the teacher with the student's that it follows."
+    params, inner = dict(self.named_parameters()), "backbone." + ("base_model.model." if self.r3.lora_r else "")
+    source = lambda n: n.replace(".teacher.", ".default.").replace("teacher_.", "modules_.", 1).replace("shadow_.", inner, 1)
+    return [(params[source(n)], p) for n, p in self.teacher_parameters().items()]
 
 # %% ../nbs/05_model.ipynb #c092
 @patch
 @torch.no_grad()
-def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
-    "The modules' trust in each page of a batch."
+def see(self: R3Model, evidence: dict)->Reconstructed:
+    "What the modules make of a batch's evidence, without gradient."
     was = self.modules_.training
     seen = self.modules_.eval()({k: v.to(self.device) for k, v in evidence.items()}, self.r3, self.neutral, self.scale)
     self.modules_.train(was)
-    return seen.weights
+    return seen
+
+@patch
+def page_weights(self: R3Model, evidence: dict)->torch.Tensor: # [B, K]
+    "The modules' trust in each page of a batch."
+    return self.see(evidence).weights
 
 # %% ../nbs/05_model.ipynb #c097
 @dataclass
@@ -978,12 +1027,36 @@ class R3Output:
     targets: torch.Tensor|None # [A] answer ids
     seen: Reconstructed|None # None for a batch without evidence tensors
 
+torch.export.register_dataclass(R3Output)
+
+# %% ../nbs/05_model.ipynb #c097b
+@patch
+def blank_picture(self: R3Model)->dict:
+    "The inputs that the backbone's vision tower takes for a small white picture."
+    p, side = self.processor, max(LEAST, self.processor.manner.least)
+    out = encode_turns(p, p.manner, [write_turns(p, p.manner, "Why?")], [Image.new("RGB", (side, side), "white")])
+    known = inspect.signature(self.base.get_image_features).parameters
+    return to_device(self.cast({k: v for k, v in out.items() if k in known and k not in p.manner.per_token}), self.device)
+
+@patch
+@contextmanager
+def picture_for_all(self: R3Model, inputs: dict)->Iterator[None]:
+    "While the block runs, a batch without pictures calls the vision tower as well, for nothing."
+    trains = any(p.requires_grad for n, p in self.backbone.named_parameters() if re.search("visual|vision", n))
+    if inputs.keys() - {*self.processor.manner.per_token, "attention_mask"} or not (trains or torch.distributed.is_initialized()): yield; return
+    blank = self.blank_picture()
+    def look(module, args, out):
+        leaves = [t for t in tree_leaves(self.base.get_image_features(**blank)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        return out + 0 * sum(t.float().sum() for t in leaves).to(out.dtype)
+    handle = self.get_input_embeddings().register_forward_hook(look)
+    try: yield
+    finally: handle.remove()
+
 # %% ../nbs/05_model.ipynb #c098
 @patch
 def cast(self: R3Model, inputs: dict)->dict:
     "Inputs with numbers such as pixels in the backbone's precision."
-    dtype = self.get_input_embeddings().weight.dtype
-    return {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return {k: v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
 
 @patch
 def run_modules(self: R3Model, batch: dict, modules: Reconstruction)->tuple[dict, tuple, Reconstructed|None]: # inputs, rows, what was seen
@@ -1013,14 +1086,15 @@ def ready(self: R3Model, inputs: dict)->dict:
     return {k: v for k, v in out.items() if k != "logits_to_keep"} | {"use_cache": False}
 
 @patch
-def forward(self: R3Model, batch: dict, role: str = "student")->R3Output:
-    "Logits of a batch."
+def forward(self: R3Model, batch: dict, role: str = "student")->R3Output|Reconstructed:
+    "Logits of a batch; in the role `see`, what the modules make of its evidence."
+    if role == "see": return self.see(batch)
     labels = batch.get("labels")
     with self.role(role) as modules:
         inputs, rows, seen = self.run_modules(batch, modules)
         keep = None if labels is None else F.pad(labels[:, 1:] != -100, (0, 1))
         slim = keep is not None and self.slim
-        with self.soft.use(rows): logits = self.base(**self.ready(inputs) | ({"logits_to_keep": keep} if slim else {})).logits
+        with self.soft.use(rows), self.picture_for_all(inputs): logits = self.base(**self.ready(inputs) | ({"logits_to_keep": keep} if slim else {})).logits
     if keep is None: return R3Output(logits, None, seen)
     return R3Output(logits if slim else logits[keep], labels[:, 1:][keep[:, :-1]], seen)
 
@@ -1065,7 +1139,7 @@ def generate(self: R3Model,
             inputs, rows, seen = self.run_modules(batch, modules)
             with self.soft.use(rows):
                 out = self.base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, suppress_tokens=silent,
-                                         pad_token_id=tok.pad_token_id, eos_token_id=self.ends())
+                                         pad_token_id=tok.pad_token_id, eos_token_id=self.ends(), **{"synced_gpus": True} if self.in_parts else {})
     finally: self.train(was)
     stop = {tok.pad_token_id, *self.ends()}
     ids = [next((r[:i] for i, t in enumerate(r) if t in stop), r) for r in out[:, inputs["input_ids"].shape[1]:].tolist()]
@@ -1199,11 +1273,18 @@ model = R3Model.load("path/to/this/folder", backbone="path/to/backbone")
 
 # %% ../nbs/05_model.ipynb #c108
 @patch
-def write(self: R3Model, folder: Path)->None:
+def small_parameters(self: R3Model)->dict: # name -> parameter
+    "What every checkpoint holds: the modules and the student's LoRA matrices."
+    return {n: p for n, p in self.named_parameters() if n.startswith("modules_.") or ("lora_" in n and ".default." in n)}
+
+@patch
+def write(self: R3Model, folder: Path, values: dict|None = None)->None: # values: of `small_parameters`, where they are not at hand
     "Write adapter, modules, configuration and card into an existing folder."
     sha, soft = self.source["backbone_sha256"], (self.r3.n_prefix, self.r3.n_memory, self.r3.n_latent)
-    if self.r3.lora_r: self.backbone.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    modules = {k: v.detach().cpu().contiguous() for k, v in self.modules_.state_dict().items()}
+    values = self.small_parameters() if values is None else values
+    lora = {n.removeprefix("backbone."): v for n, v in values.items() if n.startswith("backbone.")}
+    if self.r3.lora_r: self.backbone.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=lora)
+    modules = {n.removeprefix("modules_."): v.detach().cpu().contiguous() for n, v in values.items() if n.startswith("modules_.")}
     save_file(modules, folder/"modules.safetensors", {"format": "pt"})
     write_json(folder/"r3_config.json", {"format": 1, **self.source, "config": asdict(self.r3)})
     n = sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -1212,7 +1293,9 @@ def write(self: R3Model, folder: Path)->None:
 @patch
 def save_pretrained(self: R3Model, folder: str|Path)->Path:
     "Save all that was trained; the folder appears complete or not at all."
-    with atomic_dir(folder) as part: self.write(part)
+    with atomic_dir(folder) as part:
+        self.write(part)
+        write_tensors(part, "backbone", self.trained_backbone().items())
     return Path(folder)
 
 # %% ../nbs/05_model.ipynb #c109
@@ -1241,11 +1324,20 @@ def lora_parameters(self: R3Model, adapter: str = "default")->dict: # names as i
     short = lambda n: n.removeprefix("backbone.").replace(f".{adapter}.", ".")
     return {short(n): p for n, p in self.named_parameters() if f".{adapter}." in n and "lora_" in n}
 
+def check_weights(folder: Path)->None:
+    "Compare the files of a checkpoint that make a model with their SHA-256, if it is sealed."
+    if (folder/SEAL).is_file(): check_seal(folder, lambda name: name.startswith(("modules", "adapter_model", "backbone", "r3_config")))
+
 @patch
 def load_weights(self: R3Model, folder: Path)->None:
-    "Read adapter and modules of a checkpoint into this model, strictly."
-    _fill(dict(self.modules_.state_dict()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
+    "Read adapter, modules and trained backbone of a checkpoint into this model, strictly."
+    if (folder/"adapter_model.safetensors").is_file() and not self.r3.lora_r:
+        raise CheckpointError(f"{folder} holds LoRA matrices and this model has none; merge them with r3nb_export --full and start from the merged model")
+    _fill(dict(self.modules_.named_parameters()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
+    backbone, own = Stored(folder, "backbone"), dict(self.backbone.named_parameters())
+    if self.trained_backbone().keys() - backbone.keys() and backbone: raise CheckpointError(f"{backbone.place}: another part of the backbone was trained; use the same use_lora and freeze_vision")
+    _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
 
 # %% ../nbs/05_model.ipynb #c111
 @patch(cls_method=True)
@@ -1259,6 +1351,7 @@ def load(cls: R3Model,
     folder = Path(folder)
     if not (folder/"r3_config.json").is_file():
         raise CheckpointError(f"{folder}: no r3_config.json; give a folder written by save_pretrained")
+    check_weights(folder)
     saved = read_json(folder/"r3_config.json")
     config = from_dict(R3Config, saved["config"] | flags, str(folder/"r3_config.json"))
     model = cls.from_pretrained(backbone or saved["backbone"], config, dtype)

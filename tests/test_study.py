@@ -13,7 +13,7 @@ import tiny
 from safetensors.torch import load_file
 
 import r3nb.study as study
-from r3nb.core import ConfigError, read_json, sha256_file
+from r3nb.core import ConfigError, read_json, sha256_file, sha256_text
 from r3nb.study import StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, locked, parameters_of, pick_stages
 
 KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
@@ -415,4 +415,4 @@ def test_real_sections_start_from_the_weights_of_the_last(tmp_path, monkeypatch,
     assert max(v.abs().max() for k, v in one["adapter_model.safetensors"].items() if "lora_B" in k) > 0
     assert all(same(one, two, n) and not same(two, three, n) for n in one)
     assert (home/"3_train.2_still"/read_json(home/"3_train.2_still/metrics.json")["checkpoints"]["lora"]).resolve() == ends["3_train.1_lora"].resolve()
-    assert read_json(home/"3_train/r3/run.json")["init_from"] == sha256_file(ends["3_train.2_still"]/"modules.safetensors")
+    assert read_json(home/"3_train/r3/run.json")["resume_from"] == sha256_text("".join(map(sha256_file, sorted(ends["3_train.2_still"].glob("[am]*.safetensors")))))

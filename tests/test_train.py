@@ -167,7 +167,7 @@ def test_resume_is_exact_whatever_the_workers(cfg, tmp_path):
     assert same(bits(train(two)), whole)
     strip = lambda rows: [{k: v for k, v in r.items() if "per_second" not in k and k != "memory_gb"} for r in rows]
     assert strip(history(one.output_dir)) == strip(history(two.output_dir))
-    assert set(whole) == {"adapter_model.safetensors", "modules.safetensors", "teacher.safetensors"}
+    assert set(whole) == {"adapter_model.safetensors", "modules.safetensors", "teacher.safetensors", "optimizer.safetensors"}
     assert list((tmp_path / "one" / "tensorboard").glob("events*"))
 
 
@@ -225,7 +225,7 @@ def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
 def test_stages_follow_each_other(cfg, tmp_path):
     "A stage that switches a module off still hands it on."
     first = train(replace(cfg, max_steps=2, output_dir=str(tmp_path / "1")))
-    second = train(replace(cfg, max_steps=1, save_every=1, lr_warmup_steps=0, init_from=str(first), disable_visual_memory=True, output_dir=str(tmp_path / "2")))
+    second = train(replace(cfg, max_steps=1, save_every=1, lr_warmup_steps=0, resume_from=str(first), disable_visual_memory=True, output_dir=str(tmp_path / "2")))
     a, b = (bits(f)["modules.safetensors"] for f in (first, second))
     assert torch.equal(a["memory.up.weight"], b["memory.up.weight"]) and not torch.equal(a["prefix.up.weight"], b["prefix.up.weight"])
 
@@ -257,7 +257,7 @@ def test_other_options_or_records_are_refused(cfg, place, tmp_path):
 def test_incomplete_checkpoints_are_passed_over(cfg):
     last = train(replace(cfg, max_steps=2))
     shutil.copytree(last, last.with_name("step_9"))
-    (last.with_name("step_9") / "optimizer.pt").unlink()
+    (last.with_name("step_9") / "checkpoint.json").unlink()
     assert newest_checkpoint(cfg.output_dir) == last
 
 
