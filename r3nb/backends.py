@@ -108,6 +108,7 @@ def deepspeed_settings(path: str|Path, half: str = "")->dict: # half: float16, b
         if config.pop(name, {}).get("enabled", False) is True: raise ConfigError(f"{path}: precision belongs to the command line; delete the section {name} and say --{name}")
     for name in ("optimizer", "scheduler"):
         if name in config: raise ConfigError(f"{path}: delete the section {name}; --optim, --lr, --module_lr and --lr_scheduler_type say it")
+    config["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
     if half: config["torch_autocast"] = {"enabled": True, "dtype": half, "lower_precision_safe_modules": []}
     return config
 

@@ -178,7 +178,7 @@ def test_kill_and_resume(cfg, tmp_path):
     words = [f"--{k}={v}" for k, v in vars(long).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != ""]
     run = subprocess.Popen([sys.executable, "-m", "r3nb.train", *words, "--disable_teacher"], env=os.environ | {"OMP_NUM_THREADS": "1"},
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.time() + 60
+    until = time.time() + 180
     while time.time() < until and run.poll() is None and not newest_checkpoint(long.output_dir): time.sleep(.02)
     run.send_signal(signal.SIGKILL)
     run.wait()
