@@ -417,20 +417,26 @@ class R3Trainer(Trainer):
     @property
     def trainable(self)->dict: return {n: p for n, p in self.live.named_parameters() if p.requires_grad}
 
-    def see(self, evidence: dict):
-        "What the modules make of evidence; all processes call it together."
-        with torch.no_grad(): return self.model_wrapped(to_device(evidence, self.args.device), "see")
+# %% ../nbs/06_train.ipynb #c038b
+@patch
+def see(self: R3Trainer, evidence: dict):
+    "What the modules make of evidence; all processes call it together."
+    with torch.no_grad(): return self.model_wrapped(to_device(evidence, self.args.device), "see")
 
-    @property
-    def ranker(self): return SimpleNamespace(page_weights=lambda evidence: self.see(evidence).weights) # for the collator
+@patch(as_prop=True)
+def ranker(self: R3Trainer): return SimpleNamespace(page_weights=lambda evidence: self.see(evidence).weights) # for the collator
 
-    def collate(self, examples: list):
-        "What a worker returns: examples, or a finished batch when no gate is needed."
-        r3 = self.live.r3
-        return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
+@patch
+def collate(self: R3Trainer, examples: list):
+    "What a worker returns: examples, or a finished batch when no gate is needed."
+    r3 = self.live.r3
+    return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
 
-    def _get_train_sampler(self, dataset=None): return SequentialSampler(self.train_dataset)
-    def _defer_fsdp_gradient_reduction(self): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
+@patch
+def _get_train_sampler(self: R3Trainer, dataset=None): return SequentialSampler(self.train_dataset)
+
+@patch
+def _defer_fsdp_gradient_reduction(self: R3Trainer): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
 
 # %% ../nbs/06_train.ipynb #c038a
 @patch
