@@ -80,11 +80,11 @@ def units(model: nn.Module, blocks: set[str], min_params: int = 0)->list[nn.Modu
     inside = {id(s) for m in found for s in m.modules() if s is not m}
     return [m for m in reversed(found) if id(m) not in inside]
 
-def shard(model: nn.Module, min_params: int = 0, half: torch.dtype|None = None)->nn.Module: # the same, in parts
-    "Split every parameter of an R3Model over all processes with FSDP2."
+def shard(model: nn.Module, device: torch.device, min_params: int = 0, half: torch.dtype|None = None)->nn.Module: # the same, in parts
+    "Split every parameter of an R3Model over all processes with FSDP2; unit by unit they move to the device."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     cut = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     low = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
     for backbone in filter(None, (model.base, model.shadow_)):

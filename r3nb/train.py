@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler, get_worker_info
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -263,6 +263,7 @@ def one_thread()->Iterator[None]:
 @patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
+    if get_worker_info() is not None: signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
     with one_thread(): return self.examples(positions)
 
 @patch
@@ -405,7 +406,7 @@ class R3Trainer(Trainer):
         args, half = arguments(cfg), torch.float16 if cfg.fp16 else torch.bfloat16 if cfg.bf16 else None
         super().__init__(model=model, args=args, train_dataset=train_set, data_collator=self.collate, **kwargs)
         if self.backend == "fsdp":
-            shard(model, cfg.fsdp_min_params, half if model.trained_backbone() else None)
+            shard(model, args.device, cfg.fsdp_min_params, half if model.trained_backbone() else None)
             self.is_distributed_loading_by_transformers = True # so that the Trainer leaves the wrapping to us
         if self.backend == "deepspeed":
             unset_hf_deepspeed_config() # or every encoder that is opened from now on would be split too
@@ -434,6 +435,11 @@ def collate(self: R3Trainer, examples: list):
 
 @patch
 def _get_train_sampler(self: R3Trainer, dataset=None): return SequentialSampler(self.train_dataset)
+
+@patch
+def _move_model_to_device(self: R3Trainer, model, device):
+    "FSDP2 moves weights when it splits them: a whole model may not fit."
+    if self.backend != "fsdp": Trainer._move_model_to_device(self, model, device)
 
 @patch
 def _defer_fsdp_gradient_reduction(self: R3Trainer): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
