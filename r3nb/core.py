@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
-           'ImageError', 'WorkerError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl',
-           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'no_answers',
-           'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
-           'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli', 'machine_fault', 'console', 'progress',
-           'worker_pool', 'run_dir_fresh']
+           'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json',
+           'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image',
+           'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file',
+           'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli',
+           'machine_fault', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -64,6 +64,9 @@ class ImageError(R3Error):
 
 class WorkerError(R3Error):
     "A process that shared the work died"
+
+class LaunchError(R3Error):
+    "A process that was launched from a notebook failed"
 
 # %% ../nbs/00_core.ipynb #c009
 def nearest(
