@@ -17,7 +17,7 @@ import re
 import warnings
 import weakref
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -272,8 +272,7 @@ def vision_case(body: Anatomy, case: str, cfg: PlanConfig, dtype: torch.dtype)->
             x = torch.empty(*([n] if "cu_seqlens" in names else [1, n]), width, dtype=torch.float32 if full else dtype, requires_grad=True)
             turn = torch.empty(n, getattr(v, "head_dim", None) or width // heads)
         extra = {"cu_seqlens": np.array([0, n]), "position_embeddings": (turn, turn), "attention_mask": None}
-        first = lambda out: out[0] if isinstance(out, tuple) else out
-        run = lambda block=block, x=x, names=names, extra=extra: first(block(x, **{k: extra[k] for k in extra if k in names}))
+        run = lambda block=block, x=x, named={k: extra[k] for k in extra if k in names}: tree_leaves(block(x, **named))[0]
         ones.append(trace(run, mode, [*given, x, turn], half))
     return stacked(Trace(), ones, list(counts.values()))
 
@@ -342,16 +341,17 @@ def open_model(cfg: PlanConfig, dtype: torch.dtype)->Model:
     return Model(body, cfg, dtype, numel(body.model.parameters()), vision, linear, lora, modules_trace(cfg, body.model.get_input_embeddings().weight.shape[1])[0])
 
 # %% ../nbs/12_plan.ipynb #c048
-def activations(m: Model, case: str)->dict: # bytes: kept between the passes, and the peak as activations and logits
-    "What a micro-batch needs in one of the cases; traced once."
+def activations(m: Model, case: str)->dict: # bytes: kept between the passes, and the peak as activations, copies and logits
+    "What a micro-batch needs in one of the cases, by part; traced once."
     if case in m.traces: return m.traces[case]
     half, full = None if m.dtype == torch.float32 else m.dtype, case == "full, autocast"
     text, seen = text_case(m.body, case, m.cfg, m.dtype), Trace() if m.cfg.freeze_vision else vision_case(m.body, case, m.cfg, m.dtype)
     head = head_trace(m.body, m.cfg, half, torch.float32 if full else m.dtype, case != "lora")
     little = modules_trace(m.cfg, m.body.model.get_input_embeddings().weight.shape[1])[1]
     up, down = text.inside + seen.inside + little.inside, text.kept + seen.kept + little.kept
-    acts = max(up + text.up, down + max(text.down, seen.down))
-    m.traces[case] = {"kept": down + head.kept, "activations": acts, "logits": max(0, up + head.inside + head.up - acts, down + head.kept + head.down - acts)}
+    acts, forward = down + max(text.down, seen.down), up + text.up
+    peak = max(acts, forward, up + head.inside + head.up, down + head.kept + head.down)
+    m.traces[case] = {"kept": down + head.kept, "activations": acts, "copies": max(0, forward - acts), "logits": peak - max(acts, forward)}
     return m.traces[case]
 
 # %% ../nbs/12_plan.ipynb #c051
@@ -381,13 +381,15 @@ def budget(m: Model, method: str, strategy: str, gpus: GPUs)->tuple[dict, dict]:
     cfg, N, T = m.cfg, gpus.n, m.trained(method) + m.modules
     split, zero, host = N if strategy != "ddp" else 1, strategy.startswith("zero3"), strategy in ("zero3_optimizer", "zero3_all")
     case = "lora" if method != "full" else "full, half weights" if strategy == "fsdp" else "full, autocast"
-    acts, logits = activations(m, case)["activations"], activations(m, case)["logits"]
+    seen = activations(m, case)
+    acts = seen["activations"]
     if method == "QLoRA": acts += m.dtype.itemsize * max(m.body.model.get_submodule(n).weight.numel() for n in language_layers(m.body.model)[1]) # one layer unpacked
     frozen, own = m.frozen(method) / split, 4 * T / split * zero # ZeRO's optimizer has weights of its own
     copies = 0 if cfg.disable_teacher or cfg.teacher == "shared" else (4 * T + (m.frozen(method) if method == "full" else 0)) / split
     on_gpu = {"weights": (frozen + own) * (strategy != "zero3_all"), "gradients": 0 if host else 4 * T / split * (2 if strategy == "ddp" and N > 1 else 1),
-              "optimizer": 0 if host else 12 * T / split, "teacher": copies * (strategy != "zero3_all"), "gathered": gathered(m, method, strategy), "activations": acts, "logits": logits}
-    moving = sum(on_gpu[k] for k in ("gathered", "activations", "logits"))
+              "optimizer": 0 if host else 12 * T / split, "teacher": copies * (strategy != "zero3_all"), "gathered": gathered(m, method, strategy), "activations": acts, "copies": seen["copies"],
+              "logits": seen["logits"]}
+    moving = sum(on_gpu[k] for k in ("gathered", "activations", "copies", "logits"))
     on_gpu |= {"overhead": CONTEXT + NETWORK * (N > 1) + LOOSE * moving}
     share = gpus.per_node / N # of what all machines hold together
     moved = 20 * T * host * share + N * (frozen + own + copies) * (strategy == "zero3_all") * share
@@ -460,7 +462,7 @@ def make_plan(cfg: PlanConfig)->dict:
             "facts": facts(gpus.kind, gpus.capability), "rows": rows, "best": {k: None if r is None else r["strategy"] for k, r in best.items()}}
 
 # %% ../nbs/12_plan.ipynb #c064
-SHOWN = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "logits", "overhead")
+SHOWN = ("weights", "gradients", "optimizer", "teacher", "gathered", "activations", "copies", "logits", "overhead")
 
 def table(plan: dict)->str:
     "The rows of a plan as a table, in GB."
@@ -496,7 +498,7 @@ def main(argv: list[str]|None = None)->None:
     print(report(plan))
     if cfg.out_json: write_json(cfg.out_json, plan)
 
-# %% ../nbs/12_plan.ipynb #c071
+# %% ../nbs/12_plan.ipynb #c072
 def measure(
     model: nn.Module, # on the CPU
     loss, # a function that returns the loss of a batch
@@ -521,5 +523,5 @@ def measure(
         out.backward()
     return {"weights": size(p for p in model.parameters() if not p.requires_grad), "gradients": size(grads), "optimizer": size(moments) + size(trained), "saved": by_hooks, "kept": kept, "peak": live.peak}
 
-# %% ../nbs/12_plan.ipynb #c076
+# %% ../nbs/12_plan.ipynb #c077
 if __name__ == "__main__" and "__file__" in globals(): main()
