@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['CASES', 'METHODS', 'NF4', 'STRATEGIES', 'MAX_LIVE', 'CONTEXT', 'NETWORK', 'LOOSE', 'PROCESS', 'ROOM', 'DATA',
-           'DEEPSPEED', 'SHOWN', 'PlanConfig', 'shipped', 'backbone_config', 'skeleton', 'numel', 'Anatomy', 'tower',
-           'anatomy', 'Live', 'dummy', 'Trace', 'trace', 'small', 'stacked', 'text_trace', 'lora_config', 'prepared',
-           'text_case', 'patches', 'vision_case', 'head_trace', 'modules_trace', 'Model', 'open_model', 'activations',
-           'gathered', 'budget', 'host_peak', 'refused', 'row', 'launcher', 'command', 'make_plan', 'table', 'report',
-           'nearest_fit', 'main', 'measure']
+           'DEEPSPEED', 'SHOWN', 'PlanConfig', 'shipped', 'backbone_config', 'skeleton', 'quiet', 'numel', 'Anatomy',
+           'tower', 'anatomy', 'Live', 'dummy', 'Trace', 'trace', 'small', 'stacked', 'text_trace', 'lora_config',
+           'prepared', 'text_case', 'patches', 'vision_case', 'head_trace', 'modules_trace', 'Model', 'open_model',
+           'activations', 'gathered', 'budget', 'host_peak', 'refused', 'row', 'launcher', 'command', 'make_plan',
+           'table', 'report', 'nearest_fit', 'main', 'measure']
 
 # %% ../nbs/12_plan.ipynb #c002
 import copy
 import inspect
+import logging
 import re
 import warnings
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import product
@@ -100,6 +102,15 @@ def skeleton(config, dtype: torch.dtype = torch.float32)->nn.Module:
     except (ImportError, *REFUSALS) as e:
         raise ConfigError(f"transformers does not open model type '{config.model_type}' as AutoModelForImageTextToText ({one_line(str(e))[:200]})") from e
 
+@contextmanager
+def quiet():
+    "Keep what libraries say about skeletons and fake tensors from the reader, while the block runs."
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings(action="ignore"): yield
+    finally: log.disabled = was
+
 def numel(params, trained: bool|None = None)->int: # trained None counts all
     "How many numbers parameters have."
     return sum(p.numel() for p in params if trained is None or p.requires_grad == trained)
@@ -182,7 +193,7 @@ class Trace:
 
 def trace(run, mode, given: list, half: torch.dtype|None = None, grad: bool = True)->Trace: # half: precision of autocast, None for none
     "Run something on fake tensors and watch."
-    with mode, warnings.catch_warnings(action="ignore"), Live(given) as live, torch.set_grad_enabled(grad):
+    with mode, quiet(), Live(given) as live, torch.set_grad_enabled(grad):
         with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=half is not None):
             out = run()
             inside, up = live.now, live.peak - live.now
@@ -237,7 +248,7 @@ def lora_config(cfg: PlanConfig)->R3Config: return R3Config(lora_r=cfg.lora_r, l
 def prepared(body: Anatomy, case: str, cfg: PlanConfig)->tuple[nn.Module, dict, dict]: # the small model, and numbers of layers
     "A small copy in which what trains is marked."
     model, *counts = small(body)
-    with warnings.catch_warnings(action="ignore"):
+    with quiet():
         if case == "lora": model = add_lora(model, lora_config(cfg))
         else: model.requires_grad_(True)
         base = model.get_base_model() if case == "lora" else model
@@ -248,7 +259,7 @@ def text_case(body: Anatomy, case: str, cfg: PlanConfig, dtype: torch.dtype)->Tr
     "The trace of the language model in one of three cases."
     model, counts, _ = prepared(body, case, cfg)
     try: return text_trace(model, body, counts, cfg, None if dtype == torch.float32 else dtype, case == "full, autocast")
-    except REFUSALS as e: raise ConfigError(f"the language model of type '{body.model.config.model_type}' does not run on fake tensors ({type(e).__name__}: {one_line(str(e))[:200]})") from e
+    except REFUSALS as e: raise ConfigError(f"the language model of type '{body.model.config.model_type}' does not run on fake tensors, so its activations are not known ({type(e).__name__}: {one_line(str(e))[:200]})") from e
 
 # %% ../nbs/12_plan.ipynb #c036
 def patches(config, tokens: int)->int:
@@ -335,7 +346,7 @@ class Model:
 def open_model(cfg: PlanConfig, dtype: torch.dtype)->Model:
     "Count a backbone."
     body = anatomy(skeleton(backbone_config(cfg.model_name), dtype))
-    with warnings.catch_warnings(action="ignore"): lora = numel(add_lora(copy.deepcopy(body.model), lora_config(cfg)).parameters(), True)
+    with quiet(): lora = numel(add_lora(copy.deepcopy(body.model), lora_config(cfg)).parameters(), True)
     vision = numel(p for n, p in body.model.named_parameters() if re.search("visual|vision", n))
     linear = sum(body.model.get_submodule(n).weight.numel() for n in language_layers(body.model)[1])
     return Model(body, cfg, dtype, numel(body.model.parameters()), vision, linear, lora, modules_trace(cfg, body.model.get_input_embeddings().weight.shape[1])[0])
