@@ -6,7 +6,7 @@ import pytest
 from matplotlib.text import Text
 
 from r3nb.core import read_json
-from r3nb.mini import assets_dir
+from r3nb.explorer import shipped_dir
 from r3nb.model import R3Config
 from r3nb.paper import (PAGE, StoryConfig, captions, draw_story, forms_figure, gate_map_figure, hallucination_figure, keep, measure_cost, overview_figure)
 
@@ -35,7 +35,7 @@ def test_captions_of_the_shipped_figures_are_in_step(pooled):
 
 def test_efficiency_table_is_about_the_shipped_weights():
     table = (FIGURES/"efficiency.md").read_text(encoding="utf-8")
-    saved = read_json(assets_dir()/"tiny-r3/r3_config.json")["config"]
+    saved = read_json(shipped_dir()/"tiny-r3/r3_config.json")["config"]
     assert saved["lora_r"] and "| r3 |" in table and "LoRA 104,448" in table
 
 
