@@ -1,8 +1,8 @@
 """The trained weights and the OCR readings that ship with the package, for the explorer and the tutorials.
 
     r3nb_study runs/profiles/mini.yaml --only train      trains them, about 6 minutes on 2 cores
-    python scripts/weights.py runs/mini                  writes r3nb/assets/tiny-r3
-    python scripts/weights.py --readings                 writes r3nb/assets/demo_ocr.jsonl
+    python scripts/weights.py runs/mini                  writes r3nb/shipped/tiny-r3
+    python scripts/weights.py --readings                 writes r3nb/shipped/demo_ocr.jsonl
 
 A run of mini-full trains the same model as its first training: python scripts/weights.py runs/mini-full/training0
 """
@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from r3nb.core import atomic_dir, atomic_path, read_json, read_records, sha256_file, write_json
-from r3nb.mini import assets_dir, backbone_dir
+from r3nb.explorer import DemoConfig, make_demo, shipped_dir
+from r3nb.mini import backbone_dir
 
 NOTE = """# R3 weights for the tiny Qwen3-VL
 
@@ -21,9 +22,10 @@ LoRA matrices and reconstruction modules, trained in the small world of r3nb by 
 They know three-word company names and two-digit numbers, and nothing else: a demonstration of the method, not a model for documents of one's own.
 
 ```python
-from r3nb.mini import assets_dir, backbone_dir
+from r3nb.explorer import shipped_dir
+from r3nb.mini import backbone_dir
 from r3nb.model import R3Model
-model = R3Model.load(assets_dir()/"tiny-r3", backbone_dir())
+model = R3Model.load(shipped_dir()/"tiny-r3", backbone_dir())
 ```
 
 | | |
@@ -46,7 +48,7 @@ def weights(run):
     source, manifest = stage/read_json(stage/"metrics.json")["checkpoints"]["r3"], read_json(stage/"manifest.json")
     if manifest["git"]["dirty"] is not False: sys.exit(f"{stage}: trained by code that is not committed; commit it and run the study again")
     trained, scores = read_json(stage/"r3/run.json"), read_json(Path(run)/"4_eval/metrics.json")["scores"] if (Path(run)/"4_eval/metrics.json").is_file() else {}
-    with atomic_dir(assets_dir()/"tiny-r3") as out:
+    with atomic_dir(shipped_dir()/"tiny-r3") as out:
         for name in ("adapter_model.safetensors", "modules.safetensors"):
             shutil.copyfile(source/name, out/name)
         write_json(out/"r3_config.json", read_json(source/"r3_config.json") | {"backbone": backbone_dir().name})
@@ -57,13 +59,12 @@ def weights(run):
                            records=trained["records"], backbone=trained["backbone"], adapter=sha256_file(out/"adapter_model.safetensors"), modules=sha256_file(out/"modules.safetensors"),
                            options=", ".join(f"{k} {v}" for k, v in manifest["config"].items()), scores=table)
         (out/"README.md").write_text(note, encoding="utf-8")
-    print(assets_dir()/"tiny-r3")
+    print(shipped_dir()/"tiny-r3")
 
 
 def readings():
     "Read the pages of the sample world by OCR, and keep the readings"
-    from r3nb.explorer import DemoConfig, make_demo
-    shipped = assets_dir()/"demo_ocr.jsonl"
+    shipped = shipped_dir()/"demo_ocr.jsonl"
     shipped.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
         demo = make_demo(DemoConfig(str(Path(tmp)/"demo")))

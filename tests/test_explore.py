@@ -15,10 +15,10 @@ from r3nb import eval as ev
 from r3nb.core import ConfigError, DataError, WorkerError, open_image, read_jsonl, read_records, sha256_file
 from r3nb.corrupt import IMAGE_FAMILIES, corrupt
 from r3nb.eval import Answer, Case, parse_mode
-from r3nb.explorer import Ask, Explorer, Latest, Panel, demo_dir, demo_world, sentence
+from r3nb.explorer import Ask, Explorer, Latest, Panel, demo_dir, demo_world, sentence, shipped_dir
 from r3nb.indices import Evidence
 from r3nb.metrics import score
-from r3nb.mini import assets_dir, backbone_dir
+from r3nb.mini import backbone_dir
 from r3nb.model import R3Config, weights_sha256
 from r3nb.own import ask_pages, page_records, pdf_pages
 from r3nb.show import changes, dataclass_view, marked, quoted, show_answer, show_evidence, show_sample
@@ -61,14 +61,14 @@ def record(explorer): return explorer.samples("screenqa")[0]
 # ---- what ships
 
 def test_note_of_the_weights_is_about_these_files():
-    d = assets_dir()/"tiny-r3"
+    d = shipped_dir()/"tiny-r3"
     note = (d/"README.md").read_text(encoding="utf-8")
     for name in ("adapter_model.safetensors", "modules.safetensors"): assert sha256_file(d/name) in note
     assert weights_sha256(backbone_dir()) in note and sum(f.stat().st_size for f in d.iterdir()) < 2**21
 
 
 def test_sample_world_needs_no_ocr(explorer):
-    known = {r["image_sha256"] for _, r in read_jsonl(assets_dir()/"demo_ocr.jsonl")}
+    known = {r["image_sha256"] for _, r in read_jsonl(shipped_dir()/"demo_ocr.jsonl")}
     missing = [p.name for p in explorer.root.glob("*/images/*.png") if sha256_file(p) not in known]
     assert not missing, "pages are rendered differently now; run: python scripts/weights.py --readings"
 
