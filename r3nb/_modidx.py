@@ -1214,6 +1214,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.train.R3Trainer._get_train_sampler': ('train.html#r3trainer._get_train_sampler', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._load_from_checkpoint': ('train.html#r3trainer._load_from_checkpoint', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._load_rng_state': ('train.html#r3trainer._load_rng_state', 'r3nb/train.py'),
+                            'r3nb.train.R3Trainer._move_model_to_device': ('train.html#r3trainer._move_model_to_device', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._prepare_for_training': ('train.html#r3trainer._prepare_for_training', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer._save_checkpoint': ('train.html#r3trainer._save_checkpoint', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.align': ('train.html#r3trainer.align', 'r3nb/train.py'),

@@ -80,11 +80,11 @@ def units(model: nn.Module, blocks: set[str], min_params: int = 0)->list[nn.Modu
     inside = {id(s) for m in found for s in m.modules() if s is not m}
     return [m for m in reversed(found) if id(m) not in inside]
 
-def shard(model: nn.Module, min_params: int = 0, half: torch.dtype|None = None)->nn.Module: # the same, in parts
-    "Split every parameter of an R3Model over all processes with FSDP2."
+def shard(model: nn.Module, device: torch.device, min_params: int = 0, half: torch.dtype|None = None)->nn.Module: # the same, in parts
+    "Split every parameter of an R3Model over all processes with FSDP2; unit by unit they move to the device."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     cut = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     low = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
     for backbone in filter(None, (model.base, model.shadow_)):
@@ -108,6 +108,7 @@ def deepspeed_settings(path: str|Path, half: str = "")->dict: # half: float16, b
         if config.pop(name, {}).get("enabled", False) is True: raise ConfigError(f"{path}: precision belongs to the command line; delete the section {name} and say --{name}")
     for name in ("optimizer", "scheduler"):
         if name in config: raise ConfigError(f"{path}: delete the section {name}; --optim, --lr, --module_lr and --lr_scheduler_type say it")
+    config["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
     if half: config["torch_autocast"] = {"enabled": True, "dtype": half, "lower_precision_safe_modules": []}
     return config
 

@@ -571,6 +571,7 @@ def _spoken(words:list[str], flags:set)->list[str]:
         elif not said: out[-1] = f"--no_{out[-1][2:].replace('-', '_')}"
     return out
 
+# %% ../nbs/00_core.ipynb #c067c
 def parse_cli(
     cls, # a dataclass of options
     argv=None, # words of the command line; None takes those of this process

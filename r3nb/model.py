@@ -1076,6 +1076,7 @@ def run_modules(self: R3Model, batch: dict, modules: Reconstruction)->tuple[dict
         inputs["attention_mask"] = inputs["attention_mask"].masked_fill(slots & ~seen.open[:, None], 0)
     return inputs, rows, seen
 
+# %% ../nbs/05_model.ipynb #c098b
 @patch
 def ready(self: R3Model, inputs: dict)->dict:
     "Inputs of a forward pass, as the first step of the model's own generation would prepare them."
@@ -1318,6 +1319,7 @@ def _tensors(path: Path)->dict:
     try: return load_file(path)
     except (OSError, SafetensorError) as e: raise CheckpointError(f"{path}: not readable ({e}); take another checkpoint") from e
 
+# %% ../nbs/05_model.ipynb #c109b
 @patch
 def lora_parameters(self: R3Model, adapter: str = "default")->dict: # names as in PEFT's file -> parameter
     "LoRA parameters of an adapter."
@@ -1336,7 +1338,6 @@ def load_weights(self: R3Model, folder: Path)->None:
     _fill(dict(self.modules_.named_parameters()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
     backbone, own = Stored(folder, "backbone"), dict(self.backbone.named_parameters())
-    if self.trained_backbone().keys() - backbone.keys() and backbone: raise CheckpointError(f"{backbone.place}: another part of the backbone was trained; use the same use_lora and freeze_vision")
     _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
 
 # %% ../nbs/05_model.ipynb #c111

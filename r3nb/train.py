@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler, get_worker_info
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -49,7 +49,6 @@ from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
 from .indices import EvidenceIndex, encode_queries, open_info
 from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, make_examples, resolve_backbone, to_device, weights_sha256
-
 
 # %% ../nbs/06_train.ipynb #c006
 @dataclass(kw_only=True)
@@ -288,6 +287,7 @@ def evidence(self: TrainSet, positions: list[int], records: list, damaged: list,
 @patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
+    if get_worker_info() is not None: signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
     with one_thread(): return self.examples(positions)
 
 @patch
@@ -474,7 +474,7 @@ class R3Trainer(Trainer):
         args, half = arguments(cfg), torch.float16 if cfg.fp16 else torch.bfloat16 if cfg.bf16 else None
         super().__init__(model=model, args=args, train_dataset=train_set, data_collator=self.collate, **kwargs)
         if self.backend == "fsdp":
-            shard(model, cfg.fsdp_min_params, half if model.trained_backbone() else None)
+            shard(model, args.device, cfg.fsdp_min_params, half if model.trained_backbone() else None)
             self.is_distributed_loading_by_transformers = True # so that the Trainer leaves the wrapping to us
         if self.backend == "deepspeed":
             unset_hf_deepspeed_config() # or every encoder that is opened from now on would be split too
@@ -486,20 +486,31 @@ class R3Trainer(Trainer):
     @property
     def trainable(self)->dict: return {n: p for n, p in self.live.named_parameters() if p.requires_grad}
 
-    def see(self, evidence: dict):
-        "What the modules make of evidence; all processes call it together."
-        with torch.no_grad(): return self.model_wrapped(to_device(evidence, self.args.device), "see")
+# %% ../nbs/06_train.ipynb #c038b
+@patch
+def see(self: R3Trainer, evidence: dict):
+    "What the modules make of evidence; all processes call it together."
+    with torch.no_grad(): return self.model_wrapped(to_device(evidence, self.args.device), "see")
 
-    @property
-    def ranker(self): return SimpleNamespace(page_weights=lambda evidence: self.see(evidence).weights) # for the collator
+@patch(as_prop=True)
+def ranker(self: R3Trainer): return SimpleNamespace(page_weights=lambda evidence: self.see(evidence).weights) # for the collator
 
-    def collate(self, examples: list):
-        "What a worker returns: examples, or a finished batch when no gate is needed."
-        r3 = self.live.r3
-        return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
+@patch
+def collate(self: R3Trainer, examples: list):
+    "What a worker returns: examples, or a finished batch when no gate is needed."
+    r3 = self.live.r3
+    return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
 
-    def _get_train_sampler(self, dataset=None): return SequentialSampler(self.train_dataset)
-    def _defer_fsdp_gradient_reduction(self): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
+@patch
+def _get_train_sampler(self: R3Trainer, dataset=None): return SequentialSampler(self.train_dataset)
+
+@patch
+def _move_model_to_device(self: R3Trainer, model, device):
+    "FSDP2 moves weights when it splits them: a whole model may not fit."
+    if self.backend != "fsdp": Trainer._move_model_to_device(self, model, device)
+
+@patch
+def _defer_fsdp_gradient_reduction(self: R3Trainer): return nullcontext() # each micro-batch hands its gradients out: whole ones would need the memory of a whole model
 
 # %% ../nbs/06_train.ipynb #c038a
 @patch

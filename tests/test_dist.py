@@ -177,10 +177,10 @@ def wait_for(run, ready, seconds=120):
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(runs, place, tmp_path):
-    command = [*TORCHRUN, "2", "-m", "r3nb.train", "--backend", "fsdp", *words(place, tmp_path, save_every=100)]
+    command = [*TORCHRUN, "2", "-m", "r3nb.train", "--backend", "fsdp", *words(place, tmp_path, save_every=100, num_workers=1)]
     run = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     wait_for(run, lambda: (tmp_path / "history.jsonl").is_file())
-    run.send_signal(signal.SIGTERM)
+    os.killpg(run.pid, signal.SIGTERM)
     said = run.communicate(timeout=120)[0]
     last = newest_checkpoint(tmp_path)
     assert last is not None and int(last.name[5:]) < 6 and run.returncode != 0, said[-3000:]

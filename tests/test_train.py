@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from r3nb.core import ConfigError
+from r3nb.core import CheckpointError, ConfigError
 from r3nb.indices import EvidenceIndex
 from r3nb.model import R3Collator, R3Model
 from r3nb.train import (TrainConfig, TrainingError, TrainSet, build_trainer, curriculum_level, gate_loss, losses, main, newest_checkpoint,
@@ -178,7 +178,7 @@ def test_kill_and_resume(cfg, tmp_path):
     words = [f"--{k}={v}" for k, v in vars(long).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != ""]
     run = subprocess.Popen([sys.executable, "-m", "r3nb.train", *words, "--disable_teacher"], env=os.environ | {"OMP_NUM_THREADS": "1"},
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.time() + 60
+    until = time.time() + 180
     while time.time() < until and run.poll() is None and not newest_checkpoint(long.output_dir): time.sleep(.02)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -215,6 +215,29 @@ def test_options_train(cfg, change):
     assert train(run).name == "step_1"
     row = history(run.output_dir)[0]
     assert ("loss_cons" in row) == (not run.disable_teacher) and ("loss_gate" in row) == (not run.disable_gate)
+
+
+def test_options_of_the_trainer_are_passed_on(cfg):
+    "Cosine schedule, another beta, one checkpoint kept; the runbook's words for LoRA, true and false."
+    words = [w for k, v in vars(cfg).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != "" for w in (f"--{k}", str(v))]
+    main([*words, "--use_lora", "--disable_teacher", "true", "--lr_scheduler_type", "cosine", "--adam_beta2=.9", "--save_total_limit", "1", "--optim", "adamw_torch"])
+    assert [p.name for p in (Path(cfg.output_dir) / "checkpoints").iterdir()] == ["step_4"]
+    rates = [r["learning_rate"] for r in history(cfg.output_dir) if "loss" in r]
+    assert rates == pytest.approx([0, 1e-3, 7.5e-4, 2.5e-4]) and json.loads((newest_checkpoint(cfg.output_dir) / "train_config.json").read_text())["trainer"]["adam_beta2"] == ".9"
+
+
+def test_full_fine_tuning_moves_the_language_model_only(cfg, place):
+    "Unless the vision tower is set free; checkpoint and stage hand the trained weights on."
+    full = replace(cfg, use_lora=False, max_steps=2)
+    last = train(full)
+    trained, base = bits(last)["backbone.safetensors"], load_file(place.backbone / "model.safetensors")
+    assert not any("visual" in k for k in trained) and trained.keys() == {k for k in base if "visual" not in k}
+    assert sum(not torch.equal(trained[k], base[k]) for k in trained) > .8 * len(trained)
+    model = R3Model.load(last)
+    assert all(torch.equal(p, trained[n]) for n, p in model.backbone.named_parameters() if n in trained)
+    with pytest.raises(CheckpointError, match="backbone"): train(replace(cfg, resume_from=str(last), output_dir=cfg.output_dir + "2"))
+    second = train(replace(full, resume_from=str(Path(full.output_dir)), freeze_vision=False, max_steps=1, save_every=1, lr_warmup_steps=0, output_dir=cfg.output_dir + "3"))
+    assert any("visual" in k for k in bits(second)["backbone.safetensors"])
 
 
 def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
@@ -272,7 +295,9 @@ def test_command_line_errors(cfg, place, capsys):
     common = ["--model_name", cfg.model_name, "--train_jsonl", cfg.train_jsonl, "--image_root", cfg.image_root, "--output_dir", cfg.output_dir]
     for words, said in ((common, "index_dir is empty"), ([*common, "--index_dir", "x", "--max_corruption", "2"], "max_corruption is 2.0"),
                         ([*common[:2], "--train_jsonl", "nowhere.jsonl", *common[4:], "--index_dir", "x"], "nowhere.jsonl: no such file"),
-                        ([*common, "--index_dir", "x", "--fp16"], "fp16 needs a GPU")):
+                        ([*common, "--index_dir", "x", "--fp16"], "fp16 needs a GPU"),
+                        ([*common, "--index_dir", "x", "--adam_beta_2", "1"], "did you mean 'adam_beta2'"), ([*common, "--index_dir", "x", "--learning_rate", "1"], "called lr here"),
+                        ([*common, "--index_dir", "x", "--backend", "fsdp"], "needs a launcher"), ([*common, "--index_dir", "x", "--resume_from", "gone"], "neither a checkpoint")):
         with pytest.raises(SystemExit) as e: main(words)
         assert e.value.code == 2 and said in capsys.readouterr().err
 
