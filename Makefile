@@ -1,6 +1,7 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
 # make lab     JupyterLab on the notebooks
+# make docs    the site, from the executed notebooks, into _docs
 # make interchange   the same questions through lmms-eval and through r3nb_eval
 # PROFILE=... and OUT=... choose another profile and folder for make study
 
@@ -14,10 +15,10 @@ LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test lab interchange
+.PHONY: help study test docs lab interchange
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -42,6 +43,10 @@ test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/python -m pytest
 	$(BIN)/nbdev-test --skip-folder-re '^([_.].*|stages)$$' --n-workers 2
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && echo "tiny study" && $(BIN)/r3nb_study runs/profiles/smoke.yaml --out "$$tmp"
+
+# Every notebook is executed once, with what has changed since the last time; a warning of Sphinx is an error.
+docs: $(STAMP)
+	$(BIN)/python scripts/docs.py
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

@@ -274,6 +274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.diagram.Box.at': ('diagram.html#box.at', 'r3nb/diagram.py'),
                               'r3nb.diagram.draw_arrow': ('diagram.html#draw_arrow', 'r3nb/diagram.py'),
                               'r3nb.diagram.draw_box': ('diagram.html#draw_box', 'r3nb/diagram.py'),
+                              'r3nb.diagram.draw_path': ('diagram.html#draw_path', 'r3nb/diagram.py'),
                               'r3nb.diagram.method_figure': ('diagram.html#method_figure', 'r3nb/diagram.py'),
                               'r3nb.diagram.save_vector': ('diagram.html#save_vector', 'r3nb/diagram.py')},
             'r3nb.documents': { 'r3nb.documents.ArrowRows': ('documents.html#arrowrows', 'r3nb/documents.py'),
