@@ -3,6 +3,7 @@ import configparser
 import os
 from pathlib import Path
 
+from docutils.nodes import SkipNode
 from docutils.utils.math import latex2mathml
 
 ROOT = Path(os.environ["R3NB_ROOT"])
@@ -21,6 +22,7 @@ exclude_patterns = ["README.md"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Source"
+nb_render_markdown_format = "myst"
 nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline", "attrs_block", "deflist"]
 myst_heading_anchors = 3
@@ -32,7 +34,7 @@ html_static_path, html_css_files, templates_path = ["_static"], ["site.css"], []
 html_copy_source, html_show_sourcelink = False, False
 html_favicon = "_static/icon.svg"
 html_theme_options = {"navigation_with_keys": True}
-pygments_style, pygments_dark_style = "friendly", "github-dark"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
@@ -62,4 +64,3 @@ def setup(app):
 
 
 html_math_renderer = "mathml"
-from docutils.nodes import SkipNode  # noqa: E402

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +28,9 @@ REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))[
 SHOW = re.compile(r"^show_doc\((\w+)\)$")
 LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
 HIDDEN = {"default_exp", "hide"}
+STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+HEADS = ("parameter", "type", "default", "")
 
 
 def notebooks():
@@ -48,7 +51,8 @@ def stamp(path):
     from r3nb.core import fingerprint, sha256_file
     from r3nb.study import code_of
     reads = {str(p.relative_to(ROOT)): sha256_file(p) for p in sorted((NBS/"results").rglob("*.json"))} if path.stem in ("index", "results") else {}
-    return fingerprint([sha256_file(path), sha256_file(__file__), code_of(path), reads])
+    makers = [inspect.getsource(f) for f in (RunAll, execute, reference, default, kind_of, code, bar)]
+    return fingerprint([sha256_file(path), makers, code_of(path), reads])
 
 
 # Execution ---------------------------------------------------------------------------------------------------------------------------
@@ -71,52 +75,66 @@ class RunAll:
 
 
 def execute(page, path):
-    "Run one notebook through nbdev and write it as a page; returns the seconds it took"
+    "Run one notebook through nbdev and keep it with its outputs; returns the seconds it took"
     from fastcore.nbio import read_nb
     from nbdev.process import NBProcessor
-    from nbdev.processors import add_show_docs, clean_magics, hide_, hide_line, populate_language
+    from nbdev.processors import add_show_docs, clean_magics, hide_line, populate_language
     start = time.time()
     os.environ["IN_TEST"] = "1"
     os.chdir(path.parent)
-    sys.path.insert(0, str(path.parent))
     nb = read_nb(path)
-    NBProcessor(nb=nb, procs=[populate_language, add_show_docs, RunAll, hide_line, clean_magics, hide_], rm_directives=False).process()
-    seconds = time.time() - start
-    cells = [c for cell in nb.cells for c in convert(cell, nb, page)]
-    for i, c in enumerate(cells): c["id"] = f"c{i:04}"
-    book = {"cells": cells, "metadata": {"kernelspec": nb.metadata.get("kernelspec", {}), "seconds": round(seconds, 1)}, "nbformat": 4, "nbformat_minor": 5}
-    target = WORK/"pages"/f"{page}.ipynb"
+    NBProcessor(nb=nb, procs=[populate_language, add_show_docs, RunAll, hide_line, clean_magics], rm_directives=False).process()
+    module = next((c.directives_["default_exp"] for c in nb.cells if c.cell_type == "code" and "default_exp" in c.directives_), None)
+    kept = [{"kind": c.cell_type, "source": c.source, "directives": dict(getattr(c, "directives_", None) or {}), "outputs": c.get("outputs", [])} for c in nb.cells]
+    for c in kept:
+        if c["kind"] == "code" and (m := SHOW.match(c["source"].strip())): c |= {"kind": "reference", "source": reference(m[1], module), "outputs": []}
+    seconds = round(time.time() - start, 1)
+    target = WORK/"run"/f"{page}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(book, indent=1, ensure_ascii=False), encoding="utf-8")
+    target.write_text(json.dumps({"seconds": seconds, "cells": kept}), encoding="utf-8")
     return seconds
 
 
 # Pages -------------------------------------------------------------------------------------------------------------------------------
 
-def markdown(source, tags=()): return {"cell_type": "markdown", "metadata": {"tags": list(tags)}, "source": source}
+def markdown(source, id=None): return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
 
 
-def convert(cell, nb, page):
+def page_cells(page):
+    "The cells of a page, from the executed notebook"
+    cells = json.loads((WORK/"run"/f"{page}.json").read_text(encoding="utf-8"))["cells"]
+    out = [c for cell in ordered(cells) for c in convert(cell, page)]
+    return [c | {"id": f"c{i:04}"} for i, c in enumerate(out)]
+
+
+def ordered(cells):
+    "What a piece of code defines comes before the code itself, in the order of the code"
+    group = []
+    for cell in [*cells, {"kind": "end"}]:
+        if cell["kind"] != "reference":
+            yield from [*group[:0:-1], *group[:1]]
+            group = []
+        group.append(cell)
+
+
+def convert(cell, page):
     "The cells of the page that one cell of a notebook becomes"
-    if cell.cell_type == "markdown": yield markdown(links(cell.source, page)); return
-    if cell.cell_type != "code" or HIDDEN & cell.directives_.keys(): return
-    if m := SHOW.match(cell.source.strip()): yield markdown(reference(m[1], nb)); return
-    source = "\n".join(l for l in cell.source.splitlines() if not l.startswith("#|")).strip()
-    exported = {"export", "exports", "exporti"} & cell.directives_.keys()
-    tags = ["hide-input"] if exported else ["remove-input"] if cell.directives_.get("echo") == "false" else []
-    outputs = [o for o in map(output, cell.get("outputs", [])) if o]
+    if cell["kind"] in ("markdown", "reference"): yield markdown(links(cell["source"], page)); return
+    says = cell.get("directives", {})
+    if cell["kind"] != "code" or HIDDEN & says.keys(): return
+    source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
+    tags = ["hide-input"] if {"export", "exports", "exporti"} & says.keys() else ["remove-input"] if says.get("echo") == "false" else []
+    outputs = [o for o in map(output, cell["outputs"]) if o]
     if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
 
 
 def output(o):
     "An output without what a page cannot show: progress bars, live widgets, the layout of this machine"
     text = lambda v: "".join(v) if isinstance(v, list) else v
-    if o.output_type == "stream":
-        if o.name == "stderr": return None
-        return {"output_type": "stream", "name": o.name, "text": plain(text(o.text))}
-    if o.output_type not in ("display_data", "execute_result"): return None
-    data = {k: plain(text(v)) if k.startswith("text/") or k.endswith("xml") else text(v) for k, v in o.data.items() if "widget" not in k}
-    if "widget" in " ".join(o.data) or not data: return None
+    kind = o["output_type"]
+    if kind == "stream": return None if o["name"] == "stderr" else {"output_type": "stream", "name": o["name"], "text": plain(text(o["text"]))}
+    if kind not in ("display_data", "execute_result") or "widget" in " ".join(o["data"]): return None
+    data = {k: plain(text(v)) if k.startswith("text/") or k.endswith("xml") else text(v) for k, v in o["data"].items()}
     return {"output_type": "display_data", "data": data, "metadata": {}}
 
 
@@ -136,32 +154,31 @@ def links(source, page):
     return LINK.sub(one, source)
 
 
-def reference(name, nb):
+def reference(name, module):
     "The entry of one function or class: signature, docstring, and its parameters from the comments beside them"
     import importlib
 
     from fastcore.docments import docments
-    module = next(c.directives_["default_exp"] for c in nb.cells if "default_exp" in getattr(c, "directives_", {}))
-    thing = getattr(importlib.import_module(f"r3nb.{module}"), name)
-    kind = "class" if inspect.isclass(thing) else "function"
-    error = kind == "class" and issubclass(thing, BaseException)
-    if error: kind = "exception"
-    try: notes = {} if error else docments(thing, full=True, returns=True)
+    thing, empty = getattr(importlib.import_module(f"r3nb.{module}"), name), inspect.Parameter.empty
+    kind = "exception" if isinstance(thing, type) and issubclass(thing, BaseException) else "class" if isinstance(thing, type) else "function"
+    try: notes = {} if kind == "exception" else docments(thing, full=True, returns=True)
     except (TypeError, ValueError): notes = {} # a class without a signature, such as a Protocol
     result = notes.pop("return", None)
-    takes = {k: v for k, v in notes.items() if k not in ("self", "cls")}
-    empty = inspect.Parameter.empty
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    short = lambda p, v: stars.get(v.get("kind"), "") + p + ("" if v["default"] is empty else f"={default(v['default'])}")
-    anno = lambda a: "" if a in (empty, None) else inspect.formatannotation(a).replace("r3nb.", "").replace("pathlib.", "")
-    own = (thing.__doc__ or "").strip()
-    lines = [f"::::{{py:{kind}}} {name}" + ("" if error or (kind == "class" and not takes) else f"({', '.join(short(p, v) for p, v in takes.items())})"),
-             f":module: r3nb.{module}", "", "" if own.startswith(f"{name}(") else own, ""]
-    if takes:
-        row = lambda p, v: f"| `{stars.get(v.get('kind'), '')}{p}` | {code(anno(v['anno']))} | {code('' if v['default'] is empty else default(v['default']))} | {bar(v['docment'])} |"
-        lines += ["| parameter | type | default | |", "|---|---|---|---|", *(row(p, v) for p, v in takes.items()), ""]
-    if result and kind == "function" and (result["docment"] or anno(result["anno"])): lines += [f"**Returns** {code(anno(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
+    rows = [(f"`{STARS.get(v.get('kind'), '')}{p}`", code(kind_of(v["anno"])), code("" if v["default"] is empty else default(v["default"])), bar(v["docment"])) for p, v in notes.items()]
+    takes = ", ".join(STARS.get(v.get("kind"), "") + p + ("" if v["default"] is empty else f"={default(v['default'])}") for p, v in notes.items())
+    says = (thing.__doc__ or "").strip()
+    lines = [f"::::{{py:{kind}}} {name}" + (f"({takes})" if takes or kind == "function" else ""), f":module: r3nb.{module}", "", "" if says.startswith(f"{name}(") else says, ""]
+    if any(any(row[1:]) for row in rows):
+        shown = [i for i, head in enumerate(HEADS) if not head or i == 0 or any(row[i] for row in rows)]
+        lines += ["| " + " | ".join(row[i] for i in shown) + " |" for row in (HEADS, ["---"]*4, *rows)] + [""]
+    if kind == "function" and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
     return "\n".join([*lines, "::::"])
+
+
+def kind_of(annotation):
+    "An annotation as one reads it in the source"
+    if annotation in (inspect.Parameter.empty, None): return ""
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", inspect.formatannotation(annotation))
 
 
 def default(v):
@@ -179,23 +196,22 @@ def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", (text or "").replace("<", "&l
 
 def run_pages(pages, workers=2):
     "Execute what has changed, the longest first"
-    import r3nb.study  # noqa: F401 read once here, before the processes
-    todo = {}
+    stale = {}
     for page, path in pages.items():
-        mark, ours = WORK/"pages"/f"{page}.stamp", stamp(path)
-        if not (mark.is_file() and mark.read_text() == ours and mark.with_suffix(".ipynb").is_file()): todo[page] = ours
-    order = sorted(todo, key=lambda p: -last_time(p, pages[p]))
+        mark, ours = WORK/"run"/f"{page}.stamp", stamp(path)
+        if not (mark.is_file() and mark.read_text() == ours and mark.with_suffix(".json").is_file()): stale[page] = ours
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for page, job in [(p, pool.submit(execute, p, pages[p])) for p in order]:
+        jobs = {pool.submit(execute, page, pages[page]): page for page in sorted(stale, key=lambda p: -last_time(p, pages[p]))}
+        for job in as_completed(jobs):
+            page = jobs[job]
             print(f"{page}: {job.result():.1f} s", flush=True)
-            (WORK/"pages"/f"{page}.stamp").write_text(todo[page])
-    return todo
+            (WORK/"run"/f"{page}.stamp").write_text(stale[page])
 
 
 def last_time(page, path):
     "Seconds of the last run, or a guess from the size of the notebook"
-    done = WORK/"pages"/f"{page}.ipynb"
-    return json.loads(done.read_text(encoding="utf-8"))["metadata"]["seconds"] if done.is_file() else path.stat().st_size/2000
+    done = WORK/"run"/f"{page}.json"
+    return json.loads(done.read_text(encoding="utf-8"))["seconds"] if done.is_file() else path.stat().st_size/2000
 
 
 def gather(pages):
@@ -205,15 +221,21 @@ def gather(pages):
     shutil.copytree(ROOT/"docs", src)
     for page in pages:
         (src/page).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(WORK/"pages"/f"{page}.ipynb", src/f"{page}.ipynb")
+        book = {"cells": page_cells(page), "metadata": {"kernelspec": KERNEL, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
+        if page == "index": book["cells"].append(markdown((src/"toc.md").read_text(encoding="utf-8"), "toc"))
+        (src/f"{page}.ipynb").write_text(json.dumps(book, ensure_ascii=False), encoding="utf-8")
     for name in ("CHANGELOG.md", "DEVLOG.md", "CITATION.cff", "README.md"): shutil.copy(ROOT/name, src/name)
     for p in sorted((NBS/"results").rglob("*.png")):
         (src/p.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, src/p.relative_to(NBS))
-    for marker, listed in (("MODULES", [p for p in pages if p.startswith("modules/")]), ("TUTORIALS", [p for p in pages if p.startswith("tutorials/")])):
-        for f in src.rglob("*.md"):
-            text = f.read_text(encoding="utf-8")
-            if f"% {marker}" in text: f.write_text(text.replace(f"% {marker}", "\n".join(f"/{p}" for p in listed)), encoding="utf-8")
+    (src/"toc.md").unlink()
+    title = lambda p: re.match(r"# (.+)\s+> (.+)", page_cells(p)[0]["source"]).groups()
+    under = lambda folder: [p for p in pages if p.startswith(f"{folder}/")]
+    lists = {"MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
+             "BOOK": "\n".join("* [{1}](/{0}.ipynb): {2}".format(p, *title(p)) for p in under("modules"))}
+    for f in (src/"index.ipynb", src/"modules/index.md"):
+        text = re.sub(r"% (MODULES|TUTORIALS|BOOK)\b", lambda m: json.dumps(lists[m[1]], ensure_ascii=False)[1:-1] if f.suffix == ".ipynb" else lists[m[1]], f.read_text(encoding="utf-8"))
+        f.write_text(text, encoding="utf-8")
     return src
 
 
@@ -225,7 +247,8 @@ def main():
     if args.pages is not None:
         wrong = [n for n in args.pages if not any(p.split("/")[-1] == n for p in pages)]
         if wrong: sys.exit(f"no page '{wrong[0]}'; there are {', '.join(sorted(p.split('/')[-1] for p in pages))}")
-        return run_pages({p: f for p, f in pages.items() if p.split("/")[-1] in args.pages})
+        run_pages({p: f for p, f in pages.items() if p.split("/")[-1] in args.pages})
+        return
     run_pages(pages)
     src = gather(pages)
     env = os.environ | {"R3NB_ROOT": str(ROOT), "R3NB_REPOSITORY": REPOSITORY}
