@@ -1,7 +1,8 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
-# make lab     JupyterLab on the notebooks
 # make docs    the site, from the executed notebooks, into _docs
+# make lab     JupyterLab on the explorer, with the notebooks beside it
+# make explore   the explorer alone in the browser, without code
 # make interchange   the same questions through lmms-eval and through r3nb_eval
 # PROFILE=... and OUT=... choose another profile and folder for make study
 
@@ -15,10 +16,10 @@ LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test docs lab interchange
+.PHONY: help study test docs lab explore interchange
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -37,11 +38,13 @@ $(LMMS)/.installed: $(STAMP) locks/lmms.txt
 study: $(STAMP)
 	$(BIN)/r3nb_study $(PROFILE) --out $(OUT)
 
-# nbdev-test leaves the stage notebooks out: they need the files of earlier stages, and the tiny study at the end executes each of them.
+# The site's build executes every notebook that is a page of it, as nbdev-test does; the explorer is none. The stage notebooks need the files of
+# earlier stages: the tiny study at the end executes each of them.
 test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
+	$(BIN)/python scripts/docs.py
 	$(BIN)/python -m pytest
-	$(BIN)/nbdev-test --skip-folder-re '^([_.].*|stages)$$' --n-workers 2
+	$(BIN)/nbdev-test --path nbs/explore.ipynb
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && echo "tiny study" && $(BIN)/r3nb_study runs/profiles/smoke.yaml --out "$$tmp"
 
 # Every notebook is executed once, with what has changed since the last time; a warning of Sphinx is an error.
@@ -49,7 +52,10 @@ docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/explore.ipynb
+
+explore: $(STAMP)
+	JUPYTER_PATH=scripts/jupyter $(BIN)/voila --template=r3nb nbs/explore.ipynb
 
 interchange: $(STAMP) $(LMMS)/.installed
 	$(BIN)/python scripts/check_lmms.py benchmarks/interchange.json

@@ -51,6 +51,9 @@ def stamp(path):
     from r3nb.core import fingerprint, sha256_file
     from r3nb.study import code_of
     reads = {str(p.relative_to(ROOT)): sha256_file(p) for p in sorted((NBS/"results").rglob("*.json"))} if path.stem in ("index", "results") else {}
+    text = path.read_text(encoding="utf-8")
+    helpers = [p for p in (ROOT/"tests").glob("*.py") if not p.stem.startswith("test_") and re.search(rf"\b{p.stem}\b", text) and "tests" in text]
+    reads |= {str(p.relative_to(ROOT)): sha256_file(p) for p in [ROOT/"locks/cpu.txt", *helpers, *(ROOT/"runs/profiles").glob("*.yaml")]}
     makers = [inspect.getsource(f) for f in (RunAll, execute, reference, default, kind_of, code, bar)]
     return fingerprint([sha256_file(path), makers, code_of(path), reads])
 

@@ -8,13 +8,18 @@ Without Chromium the tests are skipped, and say so; where CI is set in the envir
 import functools
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 
@@ -22,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+LOCAL = ("http://localhost", "http://127.0.0.1", "ws://localhost", "ws://127.0.0.1", "data:", "blob:", "file:", "about:")
 
 
 def find():
@@ -29,29 +35,24 @@ def find():
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@functools.cache
 def chromium():
-    "The browser's path; skips the test where there is none, except in CI"
+    "The browser's path; skips the test where there is none, except in CI, where it is installed"
     found = find()
     if not found and os.environ.get("CI"):
         done = subprocess.run([ROOT/".ci/browser"], capture_output=True, text=True)
         found = find()
-        if not found: pytest.fail(f"CI needs a Chromium: {(done.stdout + done.stderr).strip() or 'chromium was installed, but is not on PATH'}", pytrace=False)
+        if not found: pytest.fail(f"CI needs a Chromium: {(done.stdout + done.stderr).strip() or 'it was installed, but is not on PATH'}", pytrace=False)
+    if not found: pytest.skip(f"no Chromium on PATH ({', '.join(NAMES)}); on Debian: apt-get install chromium")
     return found
-
-
-def need_browser():
-    "Skip where there is no Chromium"
-    if not chromium(): pytest.skip(f"no Chromium on PATH ({', '.join(NAMES)}); on Debian: apt-get install chromium")
 
 
 @contextmanager
 def browser():
     "A running browser without a window"
-    need_browser()
+    path = chromium()
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        chrome = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        chrome = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         try: yield chrome
         finally: chrome.close()
 
@@ -136,3 +137,44 @@ CONTRAST = """([selector, least]) => {
 def poor_contrast(page, selector="body *", least=3.0):
     "Text that is hard to read: its contrast and where it is"
     return page.evaluate(CONTRAST, [selector, least])
+
+
+# Servers of one's own --------------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def browser_page(width=1280, height=1000, **options):
+    "A page that notes its console errors (`errors`) and requests to other machines (`outside`)"
+    with browser() as chrome:
+        page = chrome.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        page.errors, page.outside = [], []
+        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: page.errors.append(str(e)))
+        page.on("request", lambda r: None if r.url.startswith(LOCAL) else page.outside.append(r.url))
+        yield page
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def serving(command, url, log, wait=90, **options):
+    "A server in a process group of its own, up when `url` answers, with a page or with an error"
+    with open(log, "w") as out: process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
+    try:
+        end = time.monotonic() + wait
+        while True:
+            try: urlopen(url, timeout=5).close(); break
+            except HTTPError: break # it answers
+            except (URLError, OSError) as e:
+                said = open(log).read()[-2000:]
+                assert process.poll() is None, f"{command} ended with {process.returncode}: {said}"
+                assert time.monotonic() < end, f"{url} did not answer within {wait} s ({e}): {said}"
+                time.sleep(.3)
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try: process.wait(15)
+        except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL); process.wait()
