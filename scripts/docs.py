@@ -27,6 +27,7 @@ LEFT_OUT = {"explore"} # notebooks that only live in a running Jupyter
 REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 SHOW = re.compile(r"^show_doc\((\w+)\)$")
 LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
+OWN = {"DEVLOG.md": "/devlog.md", "CHANGELOG.md": "/changelog.md"}
 HIDDEN = {"default_exp", "hide"}
 STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -152,6 +153,7 @@ def links(source, page):
     def one(m):
         target = (NBS/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
         if target.suffix == ".ipynb" and target.is_relative_to(NBS): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
+        if target.name in OWN: return f"]({OWN[target.name]})"
         if target.suffix in (".png", ".svg") and target.is_relative_to(NBS): return f"](/{target.relative_to(NBS)})"
         return f"]({REPOSITORY}/blob/main/{target.relative_to(ROOT)})" if target.is_relative_to(ROOT) and target.exists() else m[0]
     return LINK.sub(one, source)
@@ -227,8 +229,9 @@ def gather(pages):
         book = {"cells": page_cells(page), "metadata": {"kernelspec": KERNEL, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
         if page == "index": book["cells"].append(markdown((src/"toc.md").read_text(encoding="utf-8"), "toc"))
         (src/f"{page}.ipynb").write_text(json.dumps(book, ensure_ascii=False), encoding="utf-8")
-    for name in ("CHANGELOG.md", "DEVLOG.md", "CITATION.cff", "README.md"): shutil.copy(ROOT/name, src/name)
-    for p in sorted((NBS/"results").rglob("*.png")):
+    for name in ("CHANGELOG.md", "DEVLOG.md", "CITATION.cff", "README.md"):
+        (src/name).write_text((ROOT/name).read_text(encoding="utf-8").replace("](DEVLOG.md)", "](/devlog.md)"), encoding="utf-8")
+    for p in (p for kind in ("png", "svg") for p in NBS.rglob(f"*.{kind}") if not any(part[0] in "._" for part in p.relative_to(NBS).parts)):
         (src/p.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, src/p.relative_to(NBS))
     (src/"toc.md").unlink()
@@ -236,9 +239,8 @@ def gather(pages):
     under = lambda folder: [p for p in pages if p.startswith(f"{folder}/")]
     lists = {"MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
              "BOOK": "\n".join("* [{1}](/{0}.ipynb): {2}".format(p, *title(p)) for p in under("modules"))}
-    for f in (src/"index.ipynb", src/"modules/index.md"):
-        text = re.sub(r"% (MODULES|TUTORIALS|BOOK)\b", lambda m: json.dumps(lists[m[1]], ensure_ascii=False)[1:-1] if f.suffix == ".ipynb" else lists[m[1]], f.read_text(encoding="utf-8"))
-        f.write_text(text, encoding="utf-8")
+    fill = lambda text, put: re.sub(r"% (MODULES|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
+    for f, put in ((src/"index.ipynb", lambda t: json.dumps(t, ensure_ascii=False)[1:-1]), (src/"modules/index.md", str)): f.write_text(fill(f.read_text(encoding="utf-8"), put), encoding="utf-8")
     return src
 
 
