@@ -1,5 +1,6 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
+# make docs    the site, from the executed notebooks, into _docs
 # make lab     JupyterLab on the explorer, with the notebooks beside it
 # make explore   the explorer alone in the browser, without code
 # make interchange   the same questions through lmms-eval and through r3nb_eval
@@ -15,10 +16,10 @@ LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test lab explore interchange
+.PHONY: help study test docs lab explore interchange
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -37,12 +38,18 @@ $(LMMS)/.installed: $(STAMP) locks/lmms.txt
 study: $(STAMP)
 	$(BIN)/r3nb_study $(PROFILE) --out $(OUT)
 
-# nbdev-test leaves the stage notebooks out: they need the files of earlier stages, and the tiny study at the end executes each of them.
+# The site's build executes every notebook that is a page of it, as nbdev-test does; the explorer is none. The stage notebooks need the files of
+# earlier stages: the tiny study at the end executes each of them.
 test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
+	$(BIN)/python scripts/docs.py
 	$(BIN)/python -m pytest
-	$(BIN)/nbdev-test --skip-folder-re '^([_.].*|stages)$$' --n-workers 2
+	$(BIN)/nbdev-test nbs/explore.ipynb
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && for p in smoke staged-smoke; do echo "tiny study: $$p" && $(BIN)/r3nb_study runs/profiles/$$p.yaml --out "$$tmp" || exit; done
+
+# Every notebook is executed once, with what has changed since the last time; a warning of Sphinx is an error.
+docs: $(STAMP)
+	$(BIN)/python scripts/docs.py
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs/explore.ipynb

@@ -99,7 +99,7 @@ def test_lock_satisfies_settings():
     cfg.read(ROOT/"settings.ini", encoding="utf-8")
     pins = dict(l.split("==") for l in (ROOT/"locks/cpu.txt").read_text().splitlines() if l and l[0] != "#")
     pins = {canonicalize_name(k): v for k, v in pins.items()}
-    wanted = [l.strip() for key in ("requirements", "cpu_requirements", "dev_requirements") for l in cfg["DEFAULT"][key].splitlines() if l.strip()]
+    wanted = [l.strip() for key in ("requirements", "cpu_requirements", "docs_requirements", "dev_requirements") for l in cfg["DEFAULT"][key].splitlines() if l.strip()]
     for r in map(Requirement, wanted):
         assert r.specifier.contains(pins[canonicalize_name(r.name)]), f"locks/cpu.txt has {r.name} {pins[canonicalize_name(r.name)]}, settings.ini wants {r}"
 

@@ -1,0 +1,269 @@
+"""The site: notebooks executed by nbdev's processors, turned into MyST-NB pages, built by Sphinx with every warning an error.
+
+    python scripts/docs.py                 build _docs (what has not changed is not executed again)
+    python scripts/docs.py --pages core    only execute and turn the pages with this name; no site
+
+A notebook is executed once: its outputs and the documentation of its functions come out of the same run. The executed pages are kept in _proc,
+each with a fingerprint of its code and of the modules and files that it reads.
+"""
+import argparse
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, WORK, OUT = ROOT/"nbs", ROOT/"_proc", ROOT/"_docs"
+FOLDERS = ("howto", "tutorials") # folders of nbs whose notebooks are pages, beside those of nbs itself
+LEFT_OUT = {"explore"} # notebooks that only live in a running Jupyter
+REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+SHOW = re.compile(r"^show_doc\((\w+)\)$")
+LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
+OWN = {"DEVLOG.md": "/devlog.md", "CHANGELOG.md": "/changelog.md"}
+HIDDEN = {"default_exp", "hide"}
+STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+HEADS = ("parameter", "type", "default", "")
+
+
+def notebooks():
+    "Every notebook that becomes a page, with the name of its page"
+    found = [p for p in NBS.glob("*.ipynb") if p.stem not in LEFT_OUT] + [p for f in FOLDERS for p in (NBS/f).glob("*.ipynb")]
+    return {page_of(p): p for p in sorted(found)}
+
+
+def page_of(path):
+    "nbs/00_core.ipynb -> modules/core, nbs/howto/own_model.ipynb -> howto/own_model, nbs/results.ipynb -> results"
+    path = path.relative_to(NBS)
+    stem = re.sub(r"^\d+[a-z]?_", "", path.stem)
+    return f"modules/{stem}" if path.parent == Path(".") and stem != path.stem else str(path.parent/stem)
+
+
+def stamp(path):
+    "A fingerprint of everything that a page is made from"
+    from r3nb.core import fingerprint, sha256_file
+    from r3nb.study import code_of
+    reads = {str(p.relative_to(ROOT)): sha256_file(p) for p in sorted((NBS/"results").rglob("*.json"))} if path.stem in ("index", "results") else {}
+    text = path.read_text(encoding="utf-8")
+    helpers = [p for p in (ROOT/"tests").glob("*.py") if not p.stem.startswith("test_") and re.search(rf"\b{p.stem}\b", text) and "tests" in text]
+    reads |= {str(p.relative_to(ROOT)): sha256_file(p) for p in [ROOT/"locks/cpu.txt", *helpers, *(ROOT/"runs/profiles").glob("*.yaml")]}
+    makers = [inspect.getsource(f) for f in (RunAll, execute, reference, default, kind_of, code, bar)]
+    return fingerprint([sha256_file(path), makers, code_of(path), reads])
+
+
+# Execution ---------------------------------------------------------------------------------------------------------------------------
+
+class RunAll:
+    "A processor of nbdev that runs every cell as nbdev-test does, show_doc among them"
+    def __init__(self, nb): self.nb = nb
+
+    def begin(self):
+        from execnb.shell import CaptureShell
+        self.shell = CaptureShell(mpl_format="png")
+        self.shell.run("from nbdev.showdoc import show_doc")
+        self.shell.run("%config InlineBackend.print_figure_kwargs = {'dpi': 110, 'bbox_inches': 'tight'}")
+        for cell in self.nb.cells:
+            if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false": continue
+            self.shell.cell(cell)
+            if self.shell.exc: raise SystemExit(f"{self.nb.path_}, cell {cell.get('id', cell.source[:40])}:\n{self.shell.prettytb()}")
+
+    def __call__(self, cell): pass
+
+
+def execute(page, path):
+    "Run one notebook through nbdev and keep it with its outputs; returns the seconds it took"
+    from fastcore.nbio import read_nb
+    from nbdev.process import NBProcessor
+    from nbdev.processors import add_show_docs, clean_magics, hide_line, populate_language
+    start = time.time()
+    os.environ["IN_TEST"] = "1"
+    os.chdir(path.parent)
+    nb = read_nb(path)
+    NBProcessor(nb=nb, procs=[populate_language, add_show_docs, RunAll, hide_line, clean_magics], rm_directives=False).process()
+    module = next((c.directives_["default_exp"] for c in nb.cells if c.cell_type == "code" and "default_exp" in c.directives_), None)
+    kept = [{"kind": c.cell_type, "source": c.source, "directives": dict(getattr(c, "directives_", None) or {}), "outputs": c.get("outputs", [])} for c in nb.cells]
+    for c in kept:
+        if c["kind"] == "code" and (m := SHOW.match(c["source"].strip())): c |= {"kind": "reference", "source": reference(m[1], module), "outputs": []}
+    seconds = round(time.time() - start, 1)
+    target = WORK/"run"/f"{page}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({"seconds": seconds, "cells": kept}), encoding="utf-8")
+    return seconds
+
+
+# Pages -------------------------------------------------------------------------------------------------------------------------------
+
+def markdown(source, id=None): return {"cell_type": "markdown", "id": id, "metadata": {}, "source": source}
+
+
+def page_cells(page):
+    "The cells of a page, from the executed notebook"
+    cells = json.loads((WORK/"run"/f"{page}.json").read_text(encoding="utf-8"))["cells"]
+    out = [c for cell in ordered(cells) for c in convert(cell, page)]
+    return [c | {"id": f"c{i:04}"} for i, c in enumerate(out)]
+
+
+def ordered(cells):
+    "What a piece of code defines comes before the code itself, in the order of the code"
+    group = []
+    for cell in [*cells, {"kind": "end"}]:
+        if cell["kind"] != "reference":
+            yield from [*group[:0:-1], *group[:1]]
+            group = []
+        group.append(cell)
+
+
+def convert(cell, page):
+    "The cells of the page that one cell of a notebook becomes"
+    if cell["kind"] in ("markdown", "reference"): yield markdown(links(cell["source"], page)); return
+    says = cell.get("directives", {})
+    if cell["kind"] != "code" or HIDDEN & says.keys(): return
+    source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
+    tags = ["hide-input"] if {"export", "exports", "exporti"} & says.keys() else ["remove-input"] if says.get("echo") == "false" else []
+    outputs = [o for o in map(output, cell["outputs"]) if o]
+    if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
+
+
+def output(o):
+    "An output without what a page cannot show: progress bars, live widgets, the layout of this machine"
+    text = lambda v: "".join(v) if isinstance(v, list) else v
+    kind = o["output_type"]
+    if kind == "stream": return None if o["name"] == "stderr" else {"output_type": "stream", "name": o["name"], "text": plain(text(o["text"]))}
+    if kind not in ("display_data", "execute_result") or "widget" in " ".join(o["data"]): return None
+    data = {k: plain(text(v)) if k.startswith("text/") or k.endswith("xml") else text(v) for k, v in o["data"].items()}
+    return {"output_type": "display_data", "data": data, "metadata": {}}
+
+
+def plain(text):
+    "Text without the folders of the machine that built the site"
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    return re.sub(r"/tmp/tmp\w+", "/tmp/demo", text)
+
+
+def links(source, page):
+    "Links between notebooks become links between pages; links to other files lead to the repository"
+    def one(m):
+        target = (NBS/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
+        if target.suffix == ".ipynb" and target.is_relative_to(NBS): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
+        if target.name in OWN: return f"]({OWN[target.name]})"
+        if target.suffix in (".png", ".svg") and target.is_relative_to(NBS): return f"](/{target.relative_to(NBS)})"
+        return f"]({REPOSITORY}/blob/main/{target.relative_to(ROOT)})" if target.is_relative_to(ROOT) and target.exists() else m[0]
+    return LINK.sub(one, source)
+
+
+def reference(name, module):
+    "The entry of one function or class: signature, docstring, and its parameters from the comments beside them"
+    import importlib
+
+    from fastcore.docments import docments
+    thing, empty = getattr(importlib.import_module(f"r3nb.{module}"), name), inspect.Parameter.empty
+    kind = "exception" if isinstance(thing, type) and issubclass(thing, BaseException) else "class" if isinstance(thing, type) else "function"
+    try: notes = {} if kind == "exception" else docments(thing, full=True, returns=True)
+    except (TypeError, ValueError): notes = {} # a class without a signature, such as a Protocol
+    result = notes.pop("return", None)
+    rows = [(f"`{STARS.get(v.get('kind'), '')}{p}`", code(kind_of(v["anno"])), code("" if v["default"] is empty else default(v["default"])), bar(v["docment"])) for p, v in notes.items()]
+    takes = ", ".join(STARS.get(v.get("kind"), "") + p + ("" if v["default"] is empty else f"={default(v['default'])}") for p, v in notes.items())
+    says = (thing.__doc__ or "").strip()
+    lines = [f"::::{{py:{kind}}} {name}" + (f"({takes})" if takes or kind == "function" else ""), f":module: r3nb.{module}", "", "" if says.startswith(f"{name}(") else says, ""]
+    if any(any(row[1:]) for row in rows):
+        shown = [i for i, head in enumerate(HEADS) if not head or i == 0 or any(row[i] for row in rows)]
+        lines += ["| " + " | ".join(row[i] for i in shown) + " |" for row in (HEADS, ["---"]*4, *rows)] + [""]
+    if kind == "function" and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
+    return "\n".join([*lines, "::::"])
+
+
+def kind_of(annotation):
+    "An annotation as one reads it in the source"
+    if annotation in (inspect.Parameter.empty, None): return ""
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", inspect.formatannotation(annotation))
+
+
+def default(v):
+    "A default as it would be written, cut when it is long"
+    text = {"<factory>": "…"}.get(str(v), getattr(v, "__name__", None) or repr(v))
+    text = re.sub(r" at 0x\w+", "", plain(text))
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def code(text): return f"`` {text} ``".replace("|", "\\|") if text else ""
+def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", (text or "").replace("<", "&lt;")).strip()
+
+
+# Site --------------------------------------------------------------------------------------------------------------------------------
+
+def run_pages(pages, workers=2):
+    "Execute what has changed, the longest first"
+    stale = {}
+    for page, path in pages.items():
+        mark, ours = WORK/"run"/f"{page}.stamp", stamp(path)
+        if not (mark.is_file() and mark.read_text() == ours and mark.with_suffix(".json").is_file()): stale[page] = ours
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        jobs = {pool.submit(execute, page, pages[page]): page for page in sorted(stale, key=lambda p: -last_time(p, pages[p]))}
+        for job in as_completed(jobs):
+            page = jobs[job]
+            print(f"{page}: {job.result():.1f} s", flush=True)
+            (WORK/"run"/f"{page}.stamp").write_text(stale[page])
+
+
+def last_time(page, path):
+    "Seconds of the last run, or a guess from the size of the notebook"
+    done = WORK/"run"/f"{page}.json"
+    return json.loads(done.read_text(encoding="utf-8"))["seconds"] if done.is_file() else path.stat().st_size/2000
+
+
+def gather(pages):
+    "Put the sources of the site into one folder: docs, executed notebooks, pictures"
+    src = WORK/"src"
+    shutil.rmtree(src, ignore_errors=True)
+    shutil.copytree(ROOT/"docs", src)
+    for page in pages:
+        (src/page).parent.mkdir(parents=True, exist_ok=True)
+        book = {"cells": page_cells(page), "metadata": {"kernelspec": KERNEL, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
+        if page == "index": book["cells"].append(markdown((src/"toc.md").read_text(encoding="utf-8"), "toc"))
+        (src/f"{page}.ipynb").write_text(json.dumps(book, ensure_ascii=False), encoding="utf-8")
+    for name in ("CHANGELOG.md", "DEVLOG.md", "CITATION.cff", "README.md"):
+        (src/name).write_text((ROOT/name).read_text(encoding="utf-8").replace("](DEVLOG.md)", "](/devlog.md)"), encoding="utf-8")
+    for p in (p for kind in ("png", "svg") for p in NBS.rglob(f"*.{kind}") if not any(part[0] in "._" for part in p.relative_to(NBS).parts)):
+        (src/p.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, src/p.relative_to(NBS))
+    (src/"toc.md").unlink()
+    title = lambda p: re.match(r"# (.+)\s+> (.+)", page_cells(p)[0]["source"]).groups()
+    under = lambda folder: [p for p in pages if p.startswith(f"{folder}/")]
+    lists = {"MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
+             "BOOK": "\n".join("* [{1}](/{0}.ipynb): {2}".format(p, *title(p)) for p in under("modules"))}
+    fill = lambda text, put: re.sub(r"% (MODULES|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
+    for f, put in ((src/"index.ipynb", lambda t: json.dumps(t, ensure_ascii=False)[1:-1]), (src/"modules/index.md", str)): f.write_text(fill(f.read_text(encoding="utf-8"), put), encoding="utf-8")
+    return src
+
+
+def main():
+    ap = argparse.ArgumentParser(description="Build the site into _docs")
+    ap.add_argument("--pages", nargs="*", help="execute and turn only the pages whose name ends so")
+    args, start = ap.parse_args(), time.time()
+    pages = notebooks()
+    if args.pages is not None:
+        wrong = [n for n in args.pages if not any(p.split("/")[-1] == n for p in pages)]
+        if wrong: sys.exit(f"no page '{wrong[0]}'; there are {', '.join(sorted(p.split('/')[-1] for p in pages))}")
+        run_pages({p: f for p, f in pages.items() if p.split("/")[-1] in args.pages})
+        return
+    run_pages(pages)
+    src = gather(pages)
+    env = os.environ | {"R3NB_ROOT": str(ROOT), "R3NB_REPOSITORY": REPOSITORY}
+    part = WORK/"html"
+    shutil.rmtree(part, ignore_errors=True)
+    done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-d", str(WORK/"doctrees"), str(src), str(part)], env=env)
+    if done.returncode: sys.exit(done.returncode)
+    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.move(part, OUT)
+    print(f"{OUT}/index.html: {sum(1 for _ in OUT.rglob('*.html'))} pages in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__": main()
