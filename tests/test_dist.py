@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from r3nb.backends import check_seal
-from r3nb.core import CheckpointError
+from r3nb.core import CheckpointError, ConfigError
 from r3nb.export import main as export_main
 from r3nb.model import R3Model
 from r3nb.train import TrainConfig, newest_checkpoint, replay, train
@@ -108,6 +108,16 @@ def test_another_number_of_processes_goes_on(runs, backend):
     taken = runs(backend) / "moved" / "checkpoints"
     assert furthest(taken / "step_3", runs("none") / "plain" / "checkpoints" / "step_3") == 0
     assert furthest(taken / "step_6", runs("none") / "plain" / "checkpoints" / "step_6") < 1e-5
+
+
+def test_one_process_takes_over_a_run_of_two(runs, place, tmp_path):
+    "With the same samples in a step; with fewer it is refused."
+    shutil.copytree(runs("deepspeed") / "plain", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_6")
+    cfg = TrainConfig(**two.BASE | place.paths | two.SCENARIOS["plain"], batch_size=2, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"samples of a step .* 4 -> 2: change batch_size or grad_accum"): train(cfg)
+    cfg.grad_accum = 2
+    assert furthest(train(cfg), runs("deepspeed") / "plain" / "checkpoints" / "step_6") < 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
