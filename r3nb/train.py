@@ -241,16 +241,6 @@ class TrainSet(Dataset):
         level = top if c.level_sampling == "max" else top * float(rng("level", c.seed, position).random())
         return level if self.store is None else self.store.grid.levels[self.store.grid.near(level, c.max_corruption)]
 
-    def variant(self, position: int)->int: return int(rng("variant", self.cfg.seed, position).integers(self.store.grid.variants)) # which seed of a cache
-
-    def damage_seed(self, position: int)->int:
-        "The seed of a position's damage: its own, or one of the few that a cache was made for."
-        return int(rng("damage", self.cfg.seed, position).integers(2**31)) if self.store is None else self.store.grid.damage_seed(self.variant(position))
-
-    def loses_text(self, position: int, level: float)->bool:
-        "Does a position lose all of its text?"
-        return self.cfg.corrupt_text_target == "pseudo_text" and rng("blank", self.cfg.seed, position).random() < self.cfg.blank * level
-
     def damage(self, position: int, record=None): # record, clean image, damaged version
         "Read a record (by default the position's own) and damage it as the position demands."
         c, record = self.cfg, record or self.records[self.order[position]]
@@ -259,6 +249,20 @@ class TrainSet(Dataset):
         if seen.pseudo_text and self.loses_text(position, seen.level):
             record, seen = replace(record, ocr_conf=0.0), replace(seen, pseudo_text="", c_text=0.0)
         return record, image, seen
+
+# %% ../nbs/06_train.ipynb #e017b
+@patch
+def variant(self: TrainSet, position: int)->int: return int(rng("variant", self.cfg.seed, position).integers(self.store.grid.variants)) # which seed of a cache
+
+@patch
+def damage_seed(self: TrainSet, position: int)->int:
+    "The seed of a position's damage: its own, or one of the few that a cache was made for."
+    return int(rng("damage", self.cfg.seed, position).integers(2**31)) if self.store is None else self.store.grid.damage_seed(self.variant(position))
+
+@patch
+def loses_text(self: TrainSet, position: int, level: float)->bool:
+    "Does a position lose all of its text?"
+    return self.cfg.corrupt_text_target == "pseudo_text" and rng("blank", self.cfg.seed, position).random() < self.cfg.blank * level
 
 # %% ../nbs/06_train.ipynb #c019
 @patch
