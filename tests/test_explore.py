@@ -233,6 +233,14 @@ def test_panel_takes_an_own_page(explorer):
     assert panel.latest.idle.wait(60) and "own_" in panel.status.value and "Which color is the brand?" in panel.view.value
 
 
+def test_panel_offers_some_of_very_many_questions(explorer, record):
+    many = Explorer([replace(record, sample_id=f"screenqa_val_{i}") for i in range(3000)], explorer.index, explorer.readers)
+    panel = Panel(lambda: many)
+    assert panel.latest.idle.wait(60)
+    ids = [v for _, v in panel.k["sample"].options]
+    assert len(ids) == 500 and ids[0] == "screenqa_val_0" and ids[-1] == "screenqa_val_2999"
+
+
 def test_panel_says_why_it_cannot_open():
     def opener(): raise DataError("val.jsonl: no such file; check the path")
     panel = Panel(opener)
