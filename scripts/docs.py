@@ -7,6 +7,8 @@ A notebook is executed once: its outputs and the documentation of its functions 
 each with a fingerprint of its code and of the modules and files that it reads.
 """
 import argparse
+import functools
+import importlib
 import inspect
 import json
 import os
@@ -25,7 +27,7 @@ NBS, WORK, OUT = ROOT/"nbs", ROOT/"_proc", ROOT/"_docs"
 FOLDERS = ("howto", "tutorials") # folders of nbs whose notebooks are pages, beside those of nbs itself
 LEFT_OUT = {"explore"} # notebooks that only live in a running Jupyter
 REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-SHOW = re.compile(r"^show_doc\((\w+)\)$")
+SHOW = re.compile(r"^show_doc\(([\w.]+)\)$")
 LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
 OWN = {"DEVLOG.md": "/devlog.md", "CHANGELOG.md": "/changelog.md"}
 HIDDEN = {"default_exp", "hide"}
@@ -55,7 +57,7 @@ def stamp(path):
     text = path.read_text(encoding="utf-8")
     helpers = [p for p in (ROOT/"tests").glob("*.py") if not p.stem.startswith("test_") and re.search(rf"\b{p.stem}\b", text) and "tests" in text]
     reads |= {str(p.relative_to(ROOT)): sha256_file(p) for p in [ROOT/"locks/cpu.txt", *helpers, *(ROOT/"runs/profiles").glob("*.yaml")]}
-    makers = [inspect.getsource(f) for f in (RunAll, execute, reference, default, kind_of, code, bar)]
+    makers = [inspect.getsource(f) for f in (RunAll, execute)]
     return fingerprint([sha256_file(path), makers, code_of(path), reads])
 
 
@@ -91,7 +93,7 @@ def execute(page, path):
     module = next((c.directives_["default_exp"] for c in nb.cells if c.cell_type == "code" and "default_exp" in c.directives_), None)
     kept = [{"kind": c.cell_type, "source": c.source, "directives": dict(getattr(c, "directives_", None) or {}), "outputs": c.get("outputs", [])} for c in nb.cells]
     for c in kept:
-        if c["kind"] == "code" and (m := SHOW.match(c["source"].strip())): c |= {"kind": "reference", "source": reference(m[1], module), "outputs": []}
+        if c["kind"] == "code" and (m := SHOW.match(c["source"].strip())): c |= {"kind": "reference", "source": f"{module}:{m[1]}", "outputs": []}
     seconds = round(time.time() - start, 1)
     target = WORK/"run"/f"{page}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,8 @@ def ordered(cells):
 
 def convert(cell, page):
     "The cells of the page that one cell of a notebook becomes"
-    if cell["kind"] in ("markdown", "reference"): yield markdown(links(cell["source"], page)); return
+    if cell["kind"] == "markdown": yield markdown(links(cell["source"], page)); return
+    if cell["kind"] == "reference": yield markdown(reference(*cell["source"].split(":"))); return
     says = cell.get("directives", {})
     if cell["kind"] != "code" or HIDDEN & says.keys(): return
     source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
@@ -159,24 +162,25 @@ def links(source, page):
     return LINK.sub(one, source)
 
 
-def reference(name, module):
+@functools.cache
+def reference(module, name):
     "The entry of one function or class: signature, docstring, and its parameters from the comments beside them"
-    import importlib
-
     from fastcore.docments import docments
-    thing, empty = getattr(importlib.import_module(f"r3nb.{module}"), name), inspect.Parameter.empty
-    kind = "exception" if isinstance(thing, type) and issubclass(thing, BaseException) else "class" if isinstance(thing, type) else "function"
+    thing, empty = functools.reduce(getattr, name.split("."), importlib.import_module(f"r3nb.{module}")), inspect.Parameter.empty
+    if isinstance(thing, property): thing = thing.fget
+    kind = "exception" if isinstance(thing, type) and issubclass(thing, BaseException) else "class" if isinstance(thing, type) else "method" if "." in name else "function"
     try: notes = {} if kind == "exception" else docments(thing, full=True, returns=True)
     except (TypeError, ValueError): notes = {} # a class without a signature, such as a Protocol
     result = notes.pop("return", None)
+    notes = {k: v for k, v in notes.items() if k not in ("self", "cls")}
     rows = [(f"`{STARS.get(v.get('kind'), '')}{p}`", code(kind_of(v["anno"])), code("" if v["default"] is empty else default(v["default"])), bar(v["docment"])) for p, v in notes.items()]
     takes = ", ".join(STARS.get(v.get("kind"), "") + p + ("" if v["default"] is empty else f"={default(v['default'])}") for p, v in notes.items())
     says = (thing.__doc__ or "").strip()
-    lines = [f"::::{{py:{kind}}} {name}" + (f"({takes})" if takes or kind == "function" else ""), f":module: r3nb.{module}", "", "" if says.startswith(f"{name}(") else says, ""]
+    lines = [f"::::{{py:{kind}}} {name}" + (f"({takes})" if takes or kind in ("function", "method") else ""), f":module: r3nb.{module}", "", "" if says.startswith(f"{name}(") else says, ""]
     if any(any(row[1:]) for row in rows):
         shown = [i for i, head in enumerate(HEADS) if not head or i == 0 or any(row[i] for row in rows)]
         lines += ["| " + " | ".join(row[i] for i in shown) + " |" for row in (HEADS, ["---"]*4, *rows)] + [""]
-    if kind == "function" and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
+    if kind in ("function", "method") and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
     return "\n".join([*lines, "::::"])
 
 
