@@ -1,7 +1,7 @@
 """The site: notebooks executed by nbdev's processors, turned into MyST-NB pages, built by Sphinx with every warning an error.
 
     python scripts/docs.py                 build _docs (what has not changed is not executed again)
-    python scripts/docs.py --pages core    only execute and turn the pages with this name; no site
+    python scripts/docs.py --pages core    only execute the pages with this name; no site
 
 A notebook is executed once: its outputs and the documentation of its functions come out of the same run. The executed pages are kept in _proc,
 each with a fingerprint of its code and of the modules and files that it reads.
@@ -18,8 +18,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +74,7 @@ class RunAll:
         for cell in self.nb.cells:
             if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false": continue
             self.shell.cell(cell)
-            if self.shell.exc: raise SystemExit(f"{self.nb.path_}, cell {cell.get('id', cell.source[:40])}:\n{self.shell.prettytb()}")
+            if self.shell.exc: sys.exit(f"cell {cell.get('id')}:\n{self.shell.prettytb()}")
 
     def __call__(self, cell): pass
 
@@ -204,17 +203,20 @@ def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", (text or "").replace("<", "&l
 # Site --------------------------------------------------------------------------------------------------------------------------------
 
 def run_pages(pages, workers=2):
-    "Execute what has changed, the longest first"
-    stale = {}
-    for page, path in pages.items():
-        mark, ours = WORK/"run"/f"{page}.stamp", stamp(path)
-        if not (mark.is_file() and mark.read_text() == ours and mark.with_suffix(".json").is_file()): stale[page] = ours
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(execute, page, pages[page]): page for page in sorted(stale, key=lambda p: -last_time(p, pages[p]))}
-        for job in as_completed(jobs):
-            page = jobs[job]
-            print(f"{page}: {job.result():.1f} s", flush=True)
-            (WORK/"run"/f"{page}.stamp").write_text(stale[page])
+    "Execute what has changed, the longest first, each in a process of its own"
+    marks = {page: WORK/"run"/f"{page}.stamp" for page in pages}
+    now = {page: stamp(path) for page, path in pages.items()}
+    stale = [p for p, mark in marks.items() if not (mark.is_file() and mark.read_text() == now[p] and mark.with_suffix(".json").is_file())]
+
+    def run(page):
+        done = subprocess.run([sys.executable, __file__, "--execute", page], capture_output=True, text=True)
+        if done.returncode == 0: marks[page].write_text(now[page])
+        how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
+        print(f"{page}: {done.stdout.strip()}" if done.returncode == 0 else f"{page} {how}:\n{(done.stdout + done.stderr).strip()[-4000:]}", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(workers) as pool: fine = list(pool.map(run, order := sorted(stale, key=lambda p: -last_time(p, pages[p]))))
+    if not all(fine): sys.exit(f"error: {', '.join(p for p, ok in zip(order, fine, strict=True) if not ok)}: the notebook does not run")
 
 
 def last_time(page, path):
@@ -250,9 +252,13 @@ def gather(pages):
 
 def main():
     ap = argparse.ArgumentParser(description="Build the site into _docs")
-    ap.add_argument("--pages", nargs="*", help="execute and turn only the pages whose name ends so")
+    ap.add_argument("--pages", nargs="*", help="execute only the pages whose name ends so, and build no site")
+    ap.add_argument("--execute", help="run the notebook of one page in this process")
     args, start = ap.parse_args(), time.time()
     pages = notebooks()
+    if args.execute:
+        print(f"{execute(args.execute, pages[args.execute]):.1f} s")
+        return
     if args.pages is not None:
         wrong = [n for n in args.pages if not any(p.split("/")[-1] == n for p in pages)]
         if wrong: sys.exit(f"no page '{wrong[0]}'; there are {', '.join(sorted(p.split('/')[-1] for p in pages))}")
