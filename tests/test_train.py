@@ -235,7 +235,7 @@ def test_full_fine_tuning_moves_the_language_model_only(cfg, place):
     assert sum(not torch.equal(trained[k], base[k]) for k in trained) > .8 * len(trained)
     model = R3Model.load(last)
     assert all(torch.equal(p, trained[n]) for n, p in model.backbone.named_parameters() if n in trained)
-    with pytest.raises(CheckpointError, match="backbone"): train(replace(cfg, resume_from=str(last), output_dir=cfg.output_dir + "2"))
+    with pytest.raises(CheckpointError, match="holds a trained backbone"): train(replace(cfg, resume_from=str(last), output_dir=cfg.output_dir + "2"))
     second = train(replace(full, resume_from=str(Path(full.output_dir)), freeze_vision=False, max_steps=1, save_every=1, lr_warmup_steps=0, output_dir=cfg.output_dir + "3"))
     assert any("visual" in k for k in bits(second)["backbone.safetensors"])
 
