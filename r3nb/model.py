@@ -1333,11 +1333,12 @@ def check_weights(folder: Path)->None:
 @patch
 def load_weights(self: R3Model, folder: Path)->None:
     "Read adapter, modules and trained backbone of a checkpoint into this model, strictly."
-    if (folder/"adapter_model.safetensors").is_file() and not self.r3.lora_r:
-        raise CheckpointError(f"{folder} holds LoRA matrices and this model has none; merge them with r3nb_export --full and start from the merged model")
+    has_lora, backbone, own = (folder/"adapter_model.safetensors").is_file(), Stored(folder, "backbone"), dict(self.backbone.named_parameters())
+    remedy = "make a whole model of it with r3nb_export --full, and give that as model_name"
+    if has_lora and not self.r3.lora_r: raise CheckpointError(f"{folder} holds LoRA matrices and this model has none; {remedy}")
+    if backbone and self.r3.lora_r: raise CheckpointError(f"{folder} holds a trained backbone and this model has LoRA on the original one; {remedy}")
     _fill(dict(self.modules_.named_parameters()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
-    backbone, own = Stored(folder, "backbone"), dict(self.backbone.named_parameters())
     _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
 
 # %% ../nbs/05_model.ipynb #c111
