@@ -207,12 +207,16 @@ def test_lora_mode_trains_lora_alone(cfg, place):
 
 
 @pytest.mark.parametrize("change", [dict(teacher="shared"), dict(teacher="copy"), dict(disable_teacher=True), dict(disable_gate=True), dict(disable_memory=True),
-                                    dict(disable_soft_prefix=True), dict(disable_prefix=True), dict(use_lora=False), dict(gradient_checkpointing=True),
+                                    dict(disable_soft_prefix=True), dict(disable_prefix=True), dict(use_lora=False), dict(freeze_vision=False), dict(gradient_checkpointing=True),
                                     dict(context_order="score"), dict(confidence="oracle"), dict(bf16=True), dict(schedule="cyclic", cycles=2)],
                          ids=lambda c: "-".join(c))
 def test_options_train(cfg, change):
     run = replace(cfg, max_steps=1, save_every=1, **change)
     assert train(run).name == "step_1"
+    if change == dict(freeze_vision=False):
+        saved = bits(newest_checkpoint(run.output_dir))
+        assert any("lora_A.default" in k and k.startswith("shadow_.") for k in saved["teacher.safetensors"]) and all("visual" in k for k in saved["backbone.safetensors"])
+        R3Model.load(newest_checkpoint(run.output_dir))
     row = history(run.output_dir)[0]
     assert ("loss_cons" in row) == (not run.disable_teacher) and ("loss_gate" in row) == (not run.disable_gate)
 
