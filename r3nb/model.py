@@ -981,7 +981,7 @@ def add_teacher(self: R3Model)->list[tuple]: # (student parameter, teacher param
     "Copy what trains into a frozen teacher; return the pairs that a moving average runs over."
     if self.teacher_ is None:
         self.teacher_ = copy.deepcopy(self.modules_).requires_grad_(False)
-        if self.r3.lora_r: self.backbone.add_adapter("teacher", self.backbone.peft_config["default"])
+        if self.r3.lora_r and not self.trained_backbone(): self.backbone.add_adapter("teacher", self.backbone.peft_config["default"])
         if self.trained_backbone():
             self.soft.leave()
             self.shadow_ = copy.deepcopy(self.base).requires_grad_(False)
@@ -993,7 +993,7 @@ def add_teacher(self: R3Model)->list[tuple]: # (student parameter, teacher param
 @patch
 def teacher_parameters(self: R3Model)->dict: # name -> parameter
     "The teacher's own parameters; of a second backbone only those that follow the student."
-    follows = {n.removeprefix("base_model.model.") for n in self.trained_backbone()}
+    follows = {n.removeprefix("base_model.model.") for n, p in self.backbone.named_parameters() if p.requires_grad}
     return {n: p.requires_grad_(False) for n, p in self.named_parameters()
             if n.startswith("teacher_.") or ".teacher." in n or (n.startswith("shadow_.") and n.removeprefix("shadow_.") in follows)}
 
@@ -1336,7 +1336,7 @@ def load_weights(self: R3Model, folder: Path)->None:
     has_lora, backbone, own = (folder/"adapter_model.safetensors").is_file(), Stored(folder, "backbone"), dict(self.backbone.named_parameters())
     remedy = "make a whole model of it with r3nb_export --full, and give that as model_name"
     if has_lora and not self.r3.lora_r: raise CheckpointError(f"{folder} holds LoRA matrices and this model has none; {remedy}")
-    if backbone and self.r3.lora_r: raise CheckpointError(f"{folder} holds a trained backbone and this model has LoRA on the original one; {remedy}")
+    if backbone.keys() - own.keys(): raise CheckpointError(f"{folder} holds a trained backbone and this model has LoRA on the original one; {remedy}")
     _fill(dict(self.modules_.named_parameters()), _tensors(folder/"modules.safetensors"), folder/"modules.safetensors")
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
     _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
