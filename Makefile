@@ -44,8 +44,8 @@ test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python scripts/docs.py
 	$(BIN)/python -m pytest
-	$(BIN)/nbdev-test --path nbs/explore.ipynb
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && echo "tiny study" && $(BIN)/r3nb_study runs/profiles/smoke.yaml --out "$$tmp"
+	$(BIN)/nbdev-test nbs/explore.ipynb
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && for p in smoke staged-smoke; do echo "tiny study: $$p" && $(BIN)/r3nb_study runs/profiles/$$p.yaml --out "$$tmp" || exit; done
 
 # Every notebook is executed once, with what has changed since the last time; a warning of Sphinx is an error.
 docs: $(STAMP)

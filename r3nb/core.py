@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
-           'ImageError', 'WorkerError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl',
-           'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image', 'no_answers',
-           'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
-           'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli', 'machine_fault', 'console', 'progress',
-           'worker_pool', 'run_dir_fresh']
+           'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json',
+           'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image',
+           'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file',
+           'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli',
+           'machine_fault', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -64,6 +64,9 @@ class ImageError(R3Error):
 
 class WorkerError(R3Error):
     "A process that shared the work died"
+
+class LaunchError(R3Error):
+    "A process that was launched from a notebook failed"
 
 # %% ../nbs/00_core.ipynb #c009
 def nearest(
@@ -548,17 +551,42 @@ def _add_flag(ap, f, kind, text):
     ap.add_argument(*names(f.name), dest=f.name, default=argparse.SUPPRESS, required=required, choices=choices, help=text,
         metavar=None if choices else "LIST" if is_list else _kind_name(kind).upper().split("[")[0].split(" |")[0])
 
+# %% ../nbs/00_core.ipynb #c067a
+def _others(words:list[str], ap)->dict:
+    "Options that a parser did not know, by name"
+    out = {}
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"): ap.error(f"unrecognized arguments: {word}")
+        name, _, value = word[2:].partition("=")
+        out[name.replace("-", "_")] = value if "=" in word else True if not words or words[0].startswith("--") else words.pop(0)
+    return out
+
+def _spoken(words:list[str], flags:set)->list[str]:
+    "`--flag true` as `--flag`, and `--flag false` as `--no_flag`"
+    out = []
+    for w in words:
+        said = _WORDS.get(w.lower()) if out and out[-1].replace("-", "_").removeprefix("__") in flags and len(w) > 1 else None
+        if said is None: out.append(w)
+        elif not said: out[-1] = f"--no_{out[-1][2:].replace('-', '_')}"
+    return out
+
+# %% ../nbs/00_core.ipynb #c067c
 def parse_cli(
     cls, # a dataclass of options
     argv=None, # words of the command line; None takes those of this process
     prog=None, # the name of the program in its help
+    rest=None, # the field, a dictionary, that takes unknown options; None refuses them
 ): # an instance of `cls`
     "Parse a command line into a dataclass"
     ap = argparse.ArgumentParser(prog=prog, description=(cls.__doc__ or "").strip(), allow_abbrev=False)
     hints, text = typing.get_type_hints(cls), _help(cls)
     for f in fields(cls):
-        if f.init: _add_flag(ap, f, hints[f.name], text.get(f.name, ""))
-    return from_dict(cls, vars(ap.parse_args(argv)), "command line")
+        if f.init and f.name != rest: _add_flag(ap, f, hints[f.name], text.get(f.name, ""))
+    words = _spoken(sys.argv[1:] if argv is None else argv, {n for n, kind in hints.items() if kind is bool})
+    if rest is None: return from_dict(cls, vars(ap.parse_args(words)), "command line")
+    known, others = ap.parse_known_args(words)
+    return from_dict(cls, vars(known) | {rest: _others(others, ap)}, "command line")
 
 # %% ../nbs/00_core.ipynb #c069d
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -17,7 +17,7 @@ from .data import read_ocr_cache
 from .metrics import METRIC_KEYS
 from .ocr import OCRConfig, run_ocr
 
-# %% ../nbs/14_own.ipynb #c007
+# %% ../nbs/14_own.ipynb #c008
 def pdf_pages(
     pdf, # a PDF file
     out_dir, # folder for the pictures
@@ -38,7 +38,7 @@ def pdf_pages(
             with atomic_path(file) as p: page.render(scale=dpi/72).to_pil().convert("RGB").save(p, format="png")
     return files
 
-# %% ../nbs/14_own.ipynb #c010
+# %% ../nbs/14_own.ipynb #c011
 def page_records(
     image_root, # folder that holds the pictures, with subfolders as you like
     cache=None, # file of OCR readings to write or continue; None is ocr.jsonl beside the folder
@@ -59,7 +59,7 @@ def page_records(
         out.append(QARecord(f"{dataset}_train_{page}", dataset, "train", page, name, "", "", [], text, row["text"], row["conf"], {"metric": metric}))
     return out
 
-# %% ../nbs/14_own.ipynb #c013
+# %% ../nbs/14_own.ipynb #c014
 def ask_pages(
     pages:list[QARecord], # from `page_records`
     rows:Iterable[dict], # each with page, question, and answer or answers

@@ -24,7 +24,7 @@ from .core import atomic_path, console, open_image, parse_cli, read_json
 from .figures import INK, NAMES, STYLE, ablation_figure, answer_lines, curve, look, markdown_table, plain, save
 from .model import R3Config
 
-# %% ../nbs/09_paper.ipynb #c005
+# %% ../nbs/09_paper.ipynb #c006
 COLUMN, PAGE = 3.4, 7.0 # widths in inches
 SMALL = STYLE | {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8}
 
@@ -38,7 +38,7 @@ def keep(
     save(fig, path)
     return path.with_suffix(".svg")
 
-# %% ../nbs/09_paper.ipynb #c007
+# %% ../nbs/09_paper.ipynb #c008
 def box(ax, x, y, w, h, text, color="black", fill="white"):
     "A labelled box with its lower left corner at (x, y)"
     ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=.08", facecolor=fill, edgecolor=INK[color], linewidth=1.2))
@@ -53,7 +53,7 @@ def arrow(ax, a, b, color="black", sides="rl", bend=0.):
 
 def headline(ax, x, text, color): ax.text(x, 4.12, text, color=INK[color], fontsize=9.5, fontweight="bold", ha="center")
 
-# %% ../nbs/09_paper.ipynb #c009
+# %% ../nbs/09_paper.ipynb #c010
 def overview_figure(
     config:R3Config|None=None, # sizes and parts; None for the defaults
 ): # a figure
@@ -71,7 +71,7 @@ def overview_figure(
         modules(ax, c, text, image, left)
     return fig
 
-# %% ../nbs/09_paper.ipynb #c010
+# %% ../nbs/09_paper.ipynb #c011
 def modules(ax, c, text, image, left):
     "The middle and the right of the picture"
     n, b = c.n_soft, {}
@@ -92,7 +92,7 @@ def modules(ax, c, text, image, left):
     answer = box(ax, 8.65, .05, 1.05, .45, "answer $a$", "blue")
     arrow(ax, model, answer, "blue", "bt")
 
-# %% ../nbs/09_paper.ipynb #c013
+# %% ../nbs/09_paper.ipynb #c014
 FORMS = ("screenqa", "chartqa", "infovqa")
 
 def forms_figure(
@@ -117,7 +117,7 @@ def forms_figure(
         fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes), handlelength=3)
     return fig
 
-# %% ../nbs/09_paper.ipynb #c016
+# %% ../nbs/09_paper.ipynb #c017
 def hallucination_figure(summary:dict): # a figure
     "Share of answers that are wrong and stand nowhere"
     return forms_figure(summary, column="invented", ylabel="invented answers")
@@ -126,7 +126,7 @@ def invented(summary:dict, mode:str, level:float)->float|None: # from 0 to 1, No
     "Share of invented answers over all questions"
     return next((r["invented"] for r in summary["scores"] if (r["mode"], r["level"], r["dataset"]) == (mode, level, "all")), None)
 
-# %% ../nbs/09_paper.ipynb #c019
+# %% ../nbs/09_paper.ipynb #c020
 SOURCES = {"g_text": "text evidence", "g_image": "image evidence", "g_self": "own page"}
 
 def gate_map_figure(
@@ -148,7 +148,7 @@ def gate_map_figure(
             ax.tick_params(length=0)
     return fig
 
-# %% ../nbs/09_paper.ipynb #c022
+# %% ../nbs/09_paper.ipynb #c023
 def map_figure(
     folder, # the `examples` folder of an evaluation
 ): # a figure
@@ -168,7 +168,7 @@ def map_figure(
         for ax in axes.flat: ax.set_axis_off()
     return fig
 
-# %% ../nbs/09_paper.ipynb #c024
+# %% ../nbs/09_paper.ipynb #c025
 def evidence_figure(
     folder, # the `examples` folder of an evaluation
     case:dict, # one entry of its `cases`
@@ -193,7 +193,7 @@ def evidence_figure(
         fig.subplots_adjust(left=.005, right=.995, top=.92, bottom=.2, wspace=.08)
     return fig
 
-# %% ../nbs/09_paper.ipynb #c028
+# %% ../nbs/09_paper.ipynb #c029
 def measure_cost(
     answer:Callable, # mode -> list of `Answer`s about the same questions
     tokenizer, # the backbone's, to count words of the prompt
@@ -227,7 +227,7 @@ def cost_md(
                            [[r["mode"], f"{r['prompt_tokens']:g}", f"{r['time_ratio']:g} [{r['low']:g}, {r['high']:g}]", added.get(r["mode"], "0")] for r in rows])
     return f"{table}\n\nThe backbone has {total - lora - own:,} parameters. Times are medians of rounds, with the smallest and largest in brackets."
 
-# %% ../nbs/09_paper.ipynb #c031
+# %% ../nbs/09_paper.ipynb #c032
 def lead(summary:dict, other:str, level:float)->str:
     "A difference of R3 to another mode in words"
     r = next((r for r in summary["differences"] if (r["a"], r["b"], r["level"], r["dataset"]) == ("r3", other, level, "all")), None)
@@ -262,7 +262,7 @@ def captions(
         "gallery": "One page of each form at growing damage λ, above the map of its measured confidence (local similarity to the clean page; dark is lost). The numbers are the confidence in picture and text.",
         "evidence": "One question: the damaged page, the answers of all modes with their scores, and the pages that were found, with their scores."}
 
-# %% ../nbs/09_paper.ipynb #c034
+# %% ../nbs/09_paper.ipynb #c035
 @dataclass
 class StoryConfig:
     "Draw the figures of the story, with captions"
@@ -293,5 +293,5 @@ def main(argv=None):
     "Entry point of `python -m r3nb.paper`"
     for name, file in draw_story(parse_cli(StoryConfig, argv, prog="r3nb.paper")).items(): print(f"{name}: {file}")
 
-# %% ../nbs/09_paper.ipynb #c036
+# %% ../nbs/09_paper.ipynb #c037
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -21,14 +21,18 @@ from fastcore.docments import docments
 from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
+from .compare import CompareConfig
 from .core import ConfigError, QARecord, open_image, resolve_image
 from .corrupt import Corrupted, CorruptConfig, corrupt
-from .eval import Answer, Case, EvalConfig
-from .figures import INK, Claim, main_cells
+from .data import MergeConfig, UnifyConfig
+from .endpoint import EndpointOptions
+from .eval import Answer, Case, SweepOptions
+from .figures import INK, Claim, ReportConfig, main_cells
+from .frozen import FreezeConfig
 from .indices import CHANNELS, Evidence, IndexConfig
 from .metrics import score
 from .mini import PretrainConfig, WorldConfig
-from .model import R3Config, one_line, supports
+from .model import PLACEHOLDERS, CheckConfig, R3Config, one_line, supports
 from .ocr import OCRConfig
 
 # %% ../nbs/14_show.ipynb #c005
@@ -160,6 +164,7 @@ def quoted(
     prompt:str, # a prompt, or empty
 )->bool:
     "Does the prompt quote this page?"
+    for p in PLACEHOLDERS: prompt = prompt.replace(p, "")
     lines = [l.removeprefix("Evidence: ") for l in prompt.splitlines() if l.startswith("Evidence: ")]
     return any(l and one_line(e.text).startswith(l) for l in lines)
 
@@ -277,7 +282,8 @@ def show_options(
         if not is_dataclass(c): raise ConfigError(f"{c!r} is no dataclass; show_options takes classes of options, such as EvalConfig")
         c._repr_html_ = lambda self: dataclass_view(self, mark=True)._repr_html_()
 
-show_options(R3Config, EvalConfig, CorruptConfig, IndexConfig, OCRConfig, WorldConfig, PretrainConfig)
+show_options(R3Config, SweepOptions, EndpointOptions, CorruptConfig, FreezeConfig, IndexConfig, OCRConfig, UnifyConfig, MergeConfig, CompareConfig, ReportConfig, CheckConfig, WorldConfig,
+             PretrainConfig)
 
 # %% ../nbs/14_show.ipynb #c037
 def results_rows(summary:dict, dataset:str)->str: # HTML

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'GIVEN', 'QUIET', 'TARGETS', 'code_cells', 'parameters_of', 'Stage', 'find_stages', 'read_yaml',
-           'Profile', 'stage_params', 'load_profile', 'imports_of', 'code_of', 'content_key', 'Tee', 'kernel_class',
-           'StageError', 'execute', 'Run', 'locked', 'outputs_exist', 'attempt', 'make_task', 'Ledger', 'StageRunner',
-           'open_ledger', 'clock', 'StageReporter', 'run_stages', 'variants_of', 'link_borrowed', 'StudyConfig',
-           'pick_stages', 'status', 'show_status', 'first_table', 'closing', 'after_all', 'study', 'main']
+           'Profile', 'checked', 'sections_of', 'divide', 'stage_params', 'load_profile', 'imports_of', 'code_of',
+           'content_key', 'Tee', 'kernel_class', 'StageError', 'execute', 'Run', 'locked', 'outputs_exist', 'attempt',
+           'make_task', 'Ledger', 'StageRunner', 'open_ledger', 'clock', 'StageReporter', 'run_stages', 'variants_of',
+           'link_borrowed', 'StudyConfig', 'pick_stages', 'status', 'show_status', 'first_table', 'closing',
+           'after_all', 'study', 'main']
 
 # %% ../nbs/11_study.ipynb #c003
 import ast
@@ -76,9 +77,11 @@ class Stage:
     folder: str # its folder in a run, and its notebook's name: `3_train`
     notebook: Path # the notebook that is executed
     defaults: dict # its parameters with their defaults
+    section: str = "" # which section of the stage this is, where a profile divides it
+    start: str = "" # the folder of the section before
 
     @property
-    def key(self)->str: return self.folder.split("_", 1)[1]
+    def key(self)->str: return self.folder.split("_", 1)[1].split(".")[0]
 
 def find_stages(
     folder, # where the stage notebooks are
@@ -125,6 +128,7 @@ class Profile:
     params: dict # per stage folder, the parameters that the profile gives
     variants: list = field(default_factory=list) # profiles that differ from this one in a few parameters
     across: dict = field(default_factory=dict) # the same as `params`, for the notebooks about all variants
+    stages: list = field(default_factory=list, compare=False) # the stages, those that the profile divides as their sections
 
 def _value(v, default, where:str, name:str):
     "A profile's value in the type of the notebook's default"
@@ -134,28 +138,67 @@ def _value(v, default, where:str, name:str):
         raise ConfigError(f"{where}: '{name}' should be {type(default).__name__} like its default {default!r}, found {v!r}") from None
 
 # %% ../nbs/11_study.ipynb #c022
-def stage_params(
-    given:dict, # a mapping from the profile: stage -> its parameters
-    stages:list[Stage], # the stages it may speak of
+def checked(
+    values:dict|None, # parameters by name
+    stage:Stage, # whose
     at, # a function: keys -> file and line
-    others:tuple=(), # further keys that are allowed beside the stages
-)->dict: # per stage folder, the parameters
-    "Check the names and types of stages' parameters"
-    known, params = {s.key: s for s in stages}, {s.folder: {} for s in stages}
-    for k, values in given.items():
-        if k in others: continue
-        if k not in known: raise ConfigError(f"{at(k)}: unknown stage '{k}'{nearest(k, [*known, *others])}")
-        if not isinstance(values, dict | None): raise ConfigError(f"{at(k)}: '{k}' should hold parameters by name, found {values!r}")
-        own = {p: v for p, v in known[k].defaults.items() if p not in ("out_dir", "study_dir")}
-        for p, v in (values or {}).items():
-            if p not in own: raise ConfigError(f"{at(k, p)}: unknown parameter '{p}' of stage '{k}'{nearest(p, own)}")
-            params[known[k].folder][p] = _value(v, own[p], at(k, p), p)
-    return params
+    keys:tuple, # where they stand in the profile
+)->dict: # the same in the types of the notebook's defaults
+    "Check the names and types of one stage's parameters"
+    if not isinstance(values, dict | None): raise ConfigError(f"{at(*keys)}: '{keys[-1]}' should hold parameters by name, found {values!r}")
+    own = {p: v for p, v in stage.defaults.items() if p not in ("out_dir", "study_dir", "start")}
+    for p in values or {}:
+        if p not in own: raise ConfigError(f"{at(*keys, p)}: unknown parameter '{p}' of stage '{stage.key}'{nearest(p, own)}")
+    return {p: _value(v, own[p], at(*keys, p), p) for p, v in (values or {}).items()}
 
 def _name(v, where:str)->str:
     "A name that can be a folder's"
     if not re.fullmatch(r"\w[\w.-]*", str(v)): raise ConfigError(f"{where}: name {v!r} should be a plain word, it names a folder")
     return str(v)
+
+# %% ../nbs/11_study.ipynb #c022q
+def sections_of(values)->dict: # section -> its parameters
+    "The sections of a stage in a profile; none where it is not divided"
+    return {str(k): v for k, v in values["sections"].items()} if isinstance(values, dict) and isinstance(values.get("sections"), dict) else {}
+
+def divide(
+    stages:list[Stage], # as found
+    given:dict, # the profile: stage -> its parameters
+    at, # a function: keys -> file and line
+)->list[Stage]: # with each divided stage replaced by its sections
+    "Replace a stage by its sections, each of which starts where the one before ended"
+    out = []
+    for s in stages:
+        if not isinstance(given.get(s.key), dict) or "sections" not in given[s.key]: out.append(s); continue
+        if "start" not in s.defaults: raise ConfigError(f"{at(s.key, 'sections')}: stage '{s.key}' cannot be divided, its notebook has no parameter 'start'")
+        names, start = list(sections_of(given[s.key])), ""
+        if not names: raise ConfigError(f"{at(s.key, 'sections')}: sections should hold parameters by name of the section, in order, found {given[s.key]['sections']!r}")
+        for i, name in enumerate(names, 1):
+            folder = s.folder if i == len(names) else f"{s.folder}.{i}_{_name(name, at(s.key, 'sections', name))}"
+            out.append(Stage(folder, s.notebook, s.defaults, name, start))
+            start = folder
+    return out
+
+# %% ../nbs/11_study.ipynb #c022t
+def stage_params(
+    given:dict, # a mapping from the profile: stage -> its parameters
+    stages:list[Stage], # the stages it may speak of, divided
+    at, # a function: keys -> file and line
+    others:tuple=(), # further keys that are allowed beside the stages
+)->dict: # per stage folder, the parameters
+    "Check the names and types of stages' parameters"
+    known, params = {}, {s.folder: {"start": s.start} if s.start else {} for s in stages}
+    for s in stages: known.setdefault(s.key, {})[s.section] = s
+    for k, values in given.items():
+        if k in others: continue
+        if k not in known: raise ConfigError(f"{at(k)}: unknown stage '{k}'{nearest(k, [*known, *others])}")
+        sections = sections_of(values)
+        for name in sections:
+            if name not in known[k]: raise ConfigError(f"{at(k, 'sections', name)}: unknown section '{name}' of stage '{k}'{nearest(name, filter(None, known[k]))}")
+        whole = {p: v for p, v in values.items() if p != "sections" or not sections} if isinstance(values, dict) else values
+        for name, s in known[k].items():
+            params[s.folder] |= checked(whole, s, at, (k,)) | checked(sections.get(name), s, at, (k, "sections", name))
+    return params
 
 # %% ../nbs/11_study.ipynb #c022b
 def load_profile(
@@ -168,8 +211,9 @@ def load_profile(
     at = lambda *keys: f"{path}:{lines[tuple(map(str, keys))]}" if tuple(map(str, keys)) in lines else str(path)
     name, seed, variants = _name(d.get("name", Path(path).stem), at("name")), d.get("seed", 0), d.get("variants", {})
     if type(seed) is not int or seed < 0: raise ConfigError(f"{at('seed')}: seed should be a whole number from 0, found {seed!r}")
-    keys = {s.key for s in across}
+    stages, keys = divide(stages, d, at), {s.key for s in across}
     out = Profile(name, seed, stage_params({k: v for k, v in d.items() if k not in keys}, stages, at, ("name", "seed", "variants", *keys)))
+    out.stages = stages
     out.across = stage_params({k: v for k, v in d.items() if k in keys}, across, at)
     if not isinstance(variants, dict): raise ConfigError(f"{at('variants')}: variants should hold what differs, by name of the variant, found {variants!r}")
     for v, given in variants.items():
@@ -491,7 +535,7 @@ def pick_stages(
     stages:list[Stage], # all stages
 )->list[str]: # the folders of those that were meant
     "Find stages by folder name, key or number"
-    known = {n: s.folder for s in stages for n in (s.folder, s.key, s.folder.split("_")[0])}
+    known = {n: s.folder for s in stages for n in (s.folder, s.key, s.folder.split("_")[0], f"{s.key}.{s.section}")}
     for n in names:
         if n not in known: raise ConfigError(f"--only: unknown stage '{n}'{nearest(n, [s.key for s in stages])}")
     return [known[n] for n in names]
@@ -549,7 +593,8 @@ def study(
     stages, last = find_stages(cfg.stages), Path(cfg.stages)/"across"
     last = find_stages(last) if last.is_dir() else []
     profile = load_profile(cfg.profile, stages, last)
-    out, only = Path(cfg.out)/profile.name, pick_stages(cfg.only, stages)
+    stages, out = profile.stages, Path(cfg.out)/profile.name
+    only = pick_stages(cfg.only, stages)
     runs = variants_of(profile, stages, out)
     runs += [] if only else after_all(runs, profile, last, out)
     if cfg.list:

@@ -19,7 +19,7 @@ from r3nb.explorer import Ask, Explorer, Latest, Panel, demo_dir, demo_world, se
 from r3nb.indices import Evidence
 from r3nb.metrics import score
 from r3nb.mini import backbone_dir
-from r3nb.model import R3Config, weights_sha256
+from r3nb.model import PLACEHOLDERS, R3Config, weights_sha256
 from r3nb.own import ask_pages, page_records, pdf_pages
 from r3nb.show import changes, dataclass_view, marked, quoted, show_answer, show_evidence, show_sample
 
@@ -233,6 +233,14 @@ def test_panel_takes_an_own_page(explorer):
     assert panel.latest.idle.wait(60) and "own_" in panel.status.value and "Which color is the brand?" in panel.view.value
 
 
+def test_panel_offers_some_of_very_many_questions(explorer, record):
+    many = Explorer([replace(record, sample_id=f"screenqa_val_{i}") for i in range(3000)], explorer.index, explorer.readers)
+    panel = Panel(lambda: many)
+    assert panel.latest.idle.wait(60)
+    ids = [v for _, v in panel.k["sample"].options]
+    assert len(ids) == 500 and ids[0] == "screenqa_val_0" and ids[-1] == "screenqa_val_2999"
+
+
 def test_panel_says_why_it_cannot_open():
     def opener(): raise DataError("val.jsonl: no such file; check the path")
     panel = Panel(opener)
@@ -277,6 +285,7 @@ def test_changes_of_a_text(a, b, kinds):
 
 def test_quoted_pages(record):
     e = Evidence("p", "p.png", "Sales 12\n Visits 9", .5, "text", 0)
+    assert quoted(e, f"{''.join(PLACEHOLDERS)}Evidence: Sales 12 Visits 9\nQuestion: y") # an own page without any text
     assert quoted(e, "Text: x\nEvidence: Sales 12 Visits\nQuestion: y") and not quoted(e, "Evidence: \nQuestion: Sales 12") and not quoted(e, "")
 
 

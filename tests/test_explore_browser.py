@@ -101,13 +101,22 @@ def drive_own_page(page, d):
     assert "no reference" in page.evaluate(TEXT)
 
 
+def run_all_cells(page):
+    "Run, Run All Cells; and again as long as nothing happens, since a kernel that is not up yet loses the request"
+    page.wait_for_selector("text=/Python 3.*Idle/", timeout=90_000)
+    for _ in range(6):
+        page.locator(".lm-MenuBar-item", has_text="Run").click()
+        page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        try: return page.wait_for_function("document.querySelector('.jp-CodeCell .jp-InputPrompt').innerText != '[ ]:'", timeout=15_000)
+        except Exception as e: last = e
+    raise AssertionError("the kernel does not run the cells") from last
+
+
 def test_jupyterlab(lab, place):
     with browser_page(1500, 1000) as page:
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
-        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
-        page.keyboard.press("Shift+Enter")
+        run_all_cells(page)
         drive(page, place[0])
         assert not page.outside
 

@@ -1,5 +1,6 @@
 "Mechanism of the model: soft tokens, labels, budgets, roles, saving."
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from r3nb.core import CheckpointError, ConfigError, DataError
-from r3nb.model import PLACEHOLDERS, R3Collator, R3Config, R3Model, add_placeholders, build_prompt, make_examples, supports
+from r3nb.model import LORA_TARGETS, PLACEHOLDERS, R3Collator, R3Config, R3Model, add_placeholders, build_prompt, make_examples, supports
 
 CONFIG = R3Config(text_dim=20, image_dim=24, bottleneck=16, heads=2, n_prefix=2, n_memory=2, n_latent=1, top_k=2)
 INDEX = tiny.fake_index()
@@ -390,3 +391,79 @@ def test_trainable_weights_stay_32_bit(folder):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     batch = R3Collator(model.processor, CONFIG)(examples())
     assert logits(model, batch).isfinite().all()
+
+
+# which layers train ---------------------------------------------------------------------------------------------------------------------
+
+def lora_layers(model): return sorted({n.removeprefix("base_model.model.").split(".lora_A")[0] for n, _ in model.backbone.named_parameters() if ".lora_A." in n})
+
+
+@pytest.mark.parametrize("targets, vision, language_names, vision_names", [
+    (["attention"], False, {"q_proj", "k_proj", "v_proj", "o_proj"}, set()), (["all-linear"], False, set(LORA_TARGETS), set()),
+    (["q_proj", "down_proj"], False, {"q_proj", "down_proj"}, set()), (["attention"], True, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv", "proj"}),
+    (LORA_TARGETS, True, set(LORA_TARGETS), {"qkv", "proj", "linear_fc1", "linear_fc2"}), (["qkv"], True, set(), {"qkv"})])
+def test_lora_goes_where_it_is_told(tmp_path, targets, vision, language_names, vision_names):
+    folder = tiny.backbone(tmp_path / "backbone")
+    small = dict(text_dim=20, image_dim=24, bottleneck=16, heads=2)
+    model = R3Model.from_pretrained(folder, R3Config(**small, lora_targets=targets, freeze_vision=not vision))
+    found = lora_layers(model)
+    names = lambda test: {n.rsplit(".", 1)[-1] for n in found if test(n)}
+    assert names(lambda n: "visual" not in n) == language_names and names(lambda n: "visual" in n) == vision_names
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad: p.add_(torch.randn_like(p) * .05)
+    back = R3Model.load(model.save_pretrained(tmp_path / "saved"))
+    assert back.r3.lora_targets == targets and lora_layers(back) == found
+    mine, theirs = model.lora_parameters(), back.lora_parameters()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_checkpoints_from_before_these_options_open(tmp_path):
+    folder = tiny.backbone(tmp_path / "backbone")
+    saved = R3Model.from_pretrained(folder, R3Config(text_dim=20, image_dim=24, bottleneck=16, heads=2)).save_pretrained(tmp_path / "saved")
+    info = json.loads((saved / "r3_config.json").read_text())
+    for new in ("freeze_vision", "load_in_4bit"): info["config"].pop(new)
+    (saved / "r3_config.json").write_text(json.dumps(info))
+    assert R3Model.load(saved).r3 == R3Config(text_dim=20, image_dim=24, bottleneck=16, heads=2)
+
+
+@pytest.mark.parametrize("targets, vision, says", [
+    (["q_porj"], False, "language model has no linear layer 'q_porj' .did you mean 'q_proj'"), (["attention", "q_proj"], False, "attention and all-linear stand alone"),
+    (["qkv"], False, "language model has no linear layer 'qkv'"), (["q_proj"], True, "no layer of the vision tower is among lora_targets")])
+def test_wrong_targets(tmp_path, targets, vision, says):
+    with pytest.raises(ConfigError, match=says): R3Model.from_pretrained(tiny.backbone(tmp_path), R3Config(lora_targets=targets, freeze_vision=not vision))
+
+
+# four bits ------------------------------------------------------------------------------------------------------------------------------
+
+def test_four_bits_without_library_or_gpu(tmp_path, monkeypatch):
+    folder = tiny.backbone(tmp_path)
+    monkeypatch.setattr("r3nb.model.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="load_in_4bit needs the package bitsandbytes; install it with pip install bitsandbytes"):
+        R3Model.from_pretrained(folder, R3Config(load_in_4bit=True))
+    monkeypatch.setattr("r3nb.model.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="load_in_4bit needs a GPU"): R3Model.from_pretrained(folder, R3Config(load_in_4bit=True))
+    with pytest.raises(ConfigError, match="weights of 4 bits cannot train"): R3Config(load_in_4bit=True, lora_r=0)
+
+
+def test_four_bits_with_a_stand_in_for_the_library(tmp_path, monkeypatch):
+    "What reaches transformers; bitsandbytes itself needs a GPU and is not run"
+    import transformers
+    (tmp_path / "lib" / "bitsandbytes").mkdir(parents=True)
+    (tmp_path / "lib" / "bitsandbytes" / "__init__.py").write_text("__version__ = '0.50.0'\n")
+    (tmp_path / "lib" / "bitsandbytes-0.50.0.dist-info").mkdir()
+    (tmp_path / "lib" / "bitsandbytes-0.50.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bitsandbytes\nVersion: 0.50.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    seen, real = {}, transformers.AutoModelForImageTextToText.from_pretrained
+    def opened(folder, quantization_config=None, device_map=None, **kwargs):
+        seen.update(q=quantization_config, device_map=device_map)
+        return real(folder, **kwargs)
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", opened)
+    model = R3Model.from_pretrained(tiny.backbone(tmp_path / "backbone"), R3Config(load_in_4bit=True), "bfloat16")
+    q = seen["q"]
+    assert (q.load_in_4bit, q.bnb_4bit_quant_type, q.bnb_4bit_use_double_quant) == (True, "nf4", True) and seen["device_map"] == {"": 3}
+    assert q.bnb_4bit_compute_dtype == q.bnb_4bit_quant_storage == torch.bfloat16 and {"lm_head", "visual"} <= set(q.llm_int8_skip_modules)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad) and len(lora_layers(model)) == 14

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
+from safetensors.torch import load_file
 
 import r3nb.study as study
-from r3nb.core import ConfigError, read_json
+from r3nb.core import ConfigError, read_json, sha256_file, sha256_text
 from r3nb.study import StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, locked, parameters_of, pick_stages
 
 KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
@@ -307,3 +309,110 @@ def test_variants_share_their_first_stages(lab, capsys):
 def test_variants_are_checked(lab, text, says):
     lab.profile(text)
     with pytest.raises(ConfigError, match=says): study.study(lab.config())
+
+
+# sections ------------------------------------------------------------------------------------------------------------------------------
+
+WALK = ("start = ''\npace = 1.0\nslow = False", "import os, time\nfrom pathlib import Path\nbefore = read_json(f'{study_dir}/{start}/metrics.json')['path'] if start else []\n"
+        "Path(study_dir, 'pid').write_text(str(os.getpid()))\nhalf = Path(out_dir)/'half.txt'\n"
+        "if slow and not half.exists():\n    half.write_text('x')\n    time.sleep(120)\nmetrics = {'path': before + [[pace, seed]]}")
+SECTIONS = "walk:\n  pace: 2\n  sections:\n    zeta: {pace: 9}\n    alpha: {}\n    mid: {seed: 3}\n"
+
+
+@pytest.fixture
+def road(tmp_path):
+    lab = Lab(tmp_path, {"0_make": BODIES["0_make"], "3_walk": WALK, "4_end": ("k = 1", "metrics = read_json(f'{study_dir}/3_walk/metrics.json')")})
+    lab.profile(SECTIONS)
+    return lab
+
+
+def test_sections_run_in_the_order_of_the_profile(road, capsys):
+    folders = ["0_make", "3_walk.1_zeta", "3_walk.2_alpha", "3_walk", "4_end"]
+    assert road.ran(capsys) == folders
+    assert road.metrics("4_end") == {"path": [[9.0, 5], [2.0, 5], [2.0, 3]]}
+    assert road.ran(capsys) == []
+    road.profile(SECTIONS.replace("alpha: {}", "alpha: {pace: 4}"))
+    assert road.ran(capsys) == folders[2:]                            # what came before a changed section is kept
+    assert road.metrics("4_end") == {"path": [[9.0, 5], [4.0, 5], [2.0, 3]]}
+    road.profile(SECTIONS.replace("alpha: {}", "alpha: {pace: 4}").replace("    mid: {seed: 3}\n", "    mid: {}\n"))
+    assert road.ran(capsys) == folders[3:]
+    study.study(road.config(list=True))
+    assert "start = '3_walk.2_alpha'" in capsys.readouterr().out
+    road.profile(SECTIONS.replace("    zeta: {pace: 9}\n", ""))
+    assert road.ran(capsys, only=["walk.alpha"]) == ["3_walk.1_alpha"]
+    assert road.ran(capsys, only=["walk"]) == ["3_walk"] and road.metrics("3_walk") == {"path": [[2.0, 5], [2.0, 3]]}
+
+
+def test_a_killed_study_goes_on_within_its_section(road, capsys):
+    road.profile(SECTIONS.replace("alpha: {}", "alpha: {slow: true}"))
+    child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *road.argv()], stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if (road.dir/"3_walk.2_alpha/half.txt").exists(): break
+        time.sleep(0.1)
+    assert (road.dir/"3_walk.1_zeta/manifest.json").exists() and not (road.dir/"3_walk.2_alpha/manifest.json").exists()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert road.ran(capsys) == ["3_walk.2_alpha", "3_walk", "4_end"]
+    assert road.metrics("4_end") == {"path": [[9.0, 5], [2.0, 5], [2.0, 3]]} and (road.dir/"3_walk.2_alpha/half.txt").exists()
+
+
+def test_variants_of_a_stage_in_sections(road, capsys):
+    road.profile(SECTIONS + "variants:\n  one: {}\n  two: {walk: {sections: {mid: {pace: 7}}}}\n  three: {walk: {seed: 8}}\n")
+    assert road.ran(capsys) == ["one"] * 5 + ["two"] * 2 + ["three"] * 4
+    assert [read_json(road.dir/v/"4_end/metrics.json")["path"] for v in ("two", "three")] == [[[9.0, 5], [2.0, 5], [7.0, 3]], [[9.0, 8], [2.0, 8], [2.0, 8]]]
+
+
+@pytest.mark.parametrize("text, says", [
+    ("make: {sections: {a: {}}}\n", "t.yaml:3: stage 'make' cannot be divided, its notebook has no parameter 'start'"),
+    ("walk: {sections: {}}\n", "sections should hold parameters by name"), ("walk: {sections: [a]}\n", "sections should hold parameters by name"),
+    ("walk:\n  sections:\n    a: {pac: 1}\n", "t.yaml:5: unknown parameter 'pac' of stage 'walk'.*'pace'"), ("walk:\n  sections:\n    a: 3\n", "t.yaml:5: 'a' should hold parameters"),
+    ("walk:\n  sections:\n    ../a: {}\n    b: {}\n", "should be a plain word"), ("walk: {start: x}\n", "unknown parameter 'start'"),
+    ("walk:\n  sections:\n    a: {start: x}\n", "unknown parameter 'start'"),
+    ("walk: {sections: {a: {}}}\nvariants: {v: {walk: {sections: {b: {}}}}}\n", "unknown section 'b' of stage 'walk'.*known: a"),
+    ("variants: {v: {walk: {sections: {b: {}}}}}\n", "unknown section 'b' of stage 'walk'.*known: none")])
+def test_sections_are_checked_before_any_work(road, text, says):
+    road.profile(text)
+    with pytest.raises(ConfigError, match=says): study.study(road.config())
+    assert not road.dir.exists()
+
+
+def test_staged_profiles_are_the_five_stages_of_the_method():
+    root = Path(__file__).parent.parent
+    stages = find_stages(root/"nbs/stages")
+    for name in ("staged-smoke", "staged-full"):
+        p = load_profile(root/f"runs/profiles/{name}.yaml", stages, find_stages(root/"nbs/stages/across"))
+        train = [s for s in p.stages if s.key == "train"]
+        assert [s.section for s in train] == ["lora", "text", "image", "joint", "corruption"] and train[-1].folder == "3_train"
+        given = [p.params[s.folder] for s in train]
+        assert [g.get("start", "") for g in given] == ["", *(s.folder for s in train[:-1])]
+        assert [(g.get("evidence", True), not g.get("disable_text_retrieval"), not g.get("disable_image_retrieval"), not g.get("disable_corruption"), not g.get("disable_teacher"))
+                for g in given] == [(False, True, True, False, False), (True, True, False, False, False), (True, False, True, False, False), (True, True, True, False, False), (True,) * 5]
+
+
+def test_real_sections_start_from_the_weights_of_the_last(tmp_path, monkeypatch, capsys):
+    "Three real trainings, killed in the middle: the second has learning rate 0, so it must end with the weights of the first; the third moves on"
+    root = Path(__file__).parent.parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path/"stages").mkdir()
+    shutil.copy(root/"nbs/stages/3_train.ipynb", tmp_path/"stages")
+    tiny.prepared(tmp_path/"runs/t")
+    (tmp_path/"t.yaml").write_text("name: t\ntrain:\n  max_steps: 2\n  batch_size: 1\n  save_every: 1\n  baseline: false\n  disable_teacher: true\n  sections:\n"
+                                   "    lora: {evidence: false, lr: 0.01}\n    still: {lr: 0, module_lr: 0}\n    text: {disable_image_retrieval: true}\n")
+    argv = [str(tmp_path/"t.yaml"), "--out", str(tmp_path/"runs"), "--stages", str(tmp_path/"stages")]
+    child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *argv], stdout=subprocess.DEVNULL)
+    home, begun = tmp_path/"runs/t", time.time()
+    while not (home/"3_train.2_still/r3/checkpoints/step_1").exists() and time.time() - begun < 300: time.sleep(.05)
+    child.kill()
+    child.wait()
+    first = (home/"3_train.1_lora/manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    study.main(argv)
+    assert [l.split()[1] for l in capsys.readouterr().out.splitlines() if ": running" in l] == ["3_train.2_still:", "3_train:"]
+    assert (home/"3_train.1_lora/manifest.json").stat().st_mtime_ns == first
+    ends = {f: home/f/read_json(home/f/"metrics.json")["checkpoints"]["r3"] for f in ("3_train.1_lora", "3_train.2_still", "3_train")}
+    one, two, three = ({n: load_file(e/n) for n in ("adapter_model.safetensors", "modules.safetensors")} for e in ends.values())
+    same = lambda a, b, n: all((a[n][k] == b[n][k]).all() for k in a[n])
+    assert max(v.abs().max() for k, v in one["adapter_model.safetensors"].items() if "lora_B" in k) > 0
+    assert all(same(one, two, n) and not same(two, three, n) for n in one)
+    assert (home/"3_train.2_still"/read_json(home/"3_train.2_still/metrics.json")["checkpoints"]["lora"]).resolve() == ends["3_train.1_lora"].resolve()
+    assert read_json(home/"3_train/r3/run.json")["resume_from"] == sha256_text("".join(map(sha256_file, sorted(ends["3_train.2_still"].glob("[am]*.safetensors")))))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from r3nb.core import ConfigError
+from r3nb.core import CheckpointError, ConfigError
 from r3nb.indices import EvidenceIndex
 from r3nb.model import R3Collator, R3Model
 from r3nb.train import (TrainConfig, TrainingError, TrainSet, build_trainer, curriculum_level, gate_loss, losses, main, newest_checkpoint,
@@ -165,9 +165,9 @@ def test_resume_is_exact_whatever_the_workers(cfg, tmp_path):
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_3", ignore_errors=True)
     assert newest_checkpoint(two.output_dir).name == "step_2"
     assert same(bits(train(two)), whole)
-    strip = lambda rows: [{k: v for k, v in r.items() if "per_second" not in k} for r in rows]
+    strip = lambda rows: [{k: v for k, v in r.items() if "per_second" not in k and k != "memory_gb"} for r in rows]
     assert strip(history(one.output_dir)) == strip(history(two.output_dir))
-    assert set(whole) == {"adapter_model.safetensors", "modules.safetensors", "teacher.safetensors"}
+    assert set(whole) == {"adapter_model.safetensors", "modules.safetensors", "teacher.safetensors", "optimizer.safetensors"}
     assert list((tmp_path / "one" / "tensorboard").glob("events*"))
 
 
@@ -178,7 +178,7 @@ def test_kill_and_resume(cfg, tmp_path):
     words = [f"--{k}={v}" for k, v in vars(long).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != ""]
     run = subprocess.Popen([sys.executable, "-m", "r3nb.train", *words, "--disable_teacher"], env=os.environ | {"OMP_NUM_THREADS": "1"},
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.time() + 60
+    until = time.time() + 180
     while time.time() < until and run.poll() is None and not newest_checkpoint(long.output_dir): time.sleep(.02)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -217,6 +217,29 @@ def test_options_train(cfg, change):
     assert ("loss_cons" in row) == (not run.disable_teacher) and ("loss_gate" in row) == (not run.disable_gate)
 
 
+def test_options_of_the_trainer_are_passed_on(cfg):
+    "Cosine schedule, another beta, one checkpoint kept; the runbook's words for LoRA, true and false."
+    words = [w for k, v in vars(cfg).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != "" for w in (f"--{k}", str(v))]
+    main([*words, "--use_lora", "--disable_teacher", "true", "--lr_scheduler_type", "cosine", "--adam_beta2=.9", "--save_total_limit", "1", "--optim", "adamw_torch"])
+    assert [p.name for p in (Path(cfg.output_dir) / "checkpoints").iterdir()] == ["step_4"]
+    rates = [r["learning_rate"] for r in history(cfg.output_dir) if "loss" in r]
+    assert rates == pytest.approx([0, 1e-3, 7.5e-4, 2.5e-4]) and json.loads((newest_checkpoint(cfg.output_dir) / "train_config.json").read_text())["trainer"]["adam_beta2"] == ".9"
+
+
+def test_full_fine_tuning_moves_the_language_model_only(cfg, place):
+    "Unless the vision tower is set free; checkpoint and stage hand the trained weights on."
+    full = replace(cfg, use_lora=False, max_steps=2)
+    last = train(full)
+    trained, base = bits(last)["backbone.safetensors"], load_file(place.backbone / "model.safetensors")
+    assert not any("visual" in k for k in trained) and trained.keys() == {k for k in base if "visual" not in k}
+    assert sum(not torch.equal(trained[k], base[k]) for k in trained) > .8 * len(trained)
+    model = R3Model.load(last)
+    assert all(torch.equal(p, trained[n]) for n, p in model.backbone.named_parameters() if n in trained)
+    with pytest.raises(CheckpointError, match="backbone"): train(replace(cfg, resume_from=str(last), output_dir=cfg.output_dir + "2"))
+    second = train(replace(full, resume_from=str(Path(full.output_dir)), freeze_vision=False, max_steps=1, save_every=1, lr_warmup_steps=0, output_dir=cfg.output_dir + "3"))
+    assert any("visual" in k for k in bits(second)["backbone.safetensors"])
+
+
 def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
     a, b = (bits(train(replace(cfg, max_steps=2, gradient_checkpointing=g, output_dir=str(tmp_path / str(g))))) for g in (False, True))
     assert max((a[f][k] - b[f][k]).abs().max().item() for f in a for k in a[f]) < 1e-5
@@ -225,7 +248,7 @@ def test_gradient_checkpointing_changes_nothing(cfg, tmp_path):
 def test_stages_follow_each_other(cfg, tmp_path):
     "A stage that switches a module off still hands it on."
     first = train(replace(cfg, max_steps=2, output_dir=str(tmp_path / "1")))
-    second = train(replace(cfg, max_steps=1, save_every=1, lr_warmup_steps=0, init_from=str(first), disable_visual_memory=True, output_dir=str(tmp_path / "2")))
+    second = train(replace(cfg, max_steps=1, save_every=1, lr_warmup_steps=0, resume_from=str(first), disable_visual_memory=True, output_dir=str(tmp_path / "2")))
     a, b = (bits(f)["modules.safetensors"] for f in (first, second))
     assert torch.equal(a["memory.up.weight"], b["memory.up.weight"]) and not torch.equal(a["prefix.up.weight"], b["prefix.up.weight"])
 
@@ -257,7 +280,7 @@ def test_other_options_or_records_are_refused(cfg, place, tmp_path):
 def test_incomplete_checkpoints_are_passed_over(cfg):
     last = train(replace(cfg, max_steps=2))
     shutil.copytree(last, last.with_name("step_9"))
-    (last.with_name("step_9") / "optimizer.pt").unlink()
+    (last.with_name("step_9") / "checkpoint.json").unlink()
     assert newest_checkpoint(cfg.output_dir) == last
 
 
@@ -272,7 +295,9 @@ def test_command_line_errors(cfg, place, capsys):
     common = ["--model_name", cfg.model_name, "--train_jsonl", cfg.train_jsonl, "--image_root", cfg.image_root, "--output_dir", cfg.output_dir]
     for words, said in ((common, "index_dir is empty"), ([*common, "--index_dir", "x", "--max_corruption", "2"], "max_corruption is 2.0"),
                         ([*common[:2], "--train_jsonl", "nowhere.jsonl", *common[4:], "--index_dir", "x"], "nowhere.jsonl: no such file"),
-                        ([*common, "--index_dir", "x", "--fp16"], "fp16 needs a GPU")):
+                        ([*common, "--index_dir", "x", "--fp16"], "fp16 needs a GPU"),
+                        ([*common, "--index_dir", "x", "--adam_beta_2", "1"], "did you mean 'adam_beta2'"), ([*common, "--index_dir", "x", "--learning_rate", "1"], "called lr here"),
+                        ([*common, "--index_dir", "x", "--backend", "fsdp"], "needs a launcher"), ([*common, "--index_dir", "x", "--resume_from", "gone"], "neither a checkpoint")):
         with pytest.raises(SystemExit) as e: main(words)
         assert e.value.code == 2 and said in capsys.readouterr().err
 
@@ -307,3 +332,85 @@ def test_distracted_samples_get_foreign_evidence(place, cfg):
         assert e.record.image_id not in [q.image_id for q in e.pages] and pages(some[p]) == pages(e)
         assert e.corrupted.pseudo_text == o.corrupted.pseudo_text and (p in chosen or pages(e) == pages(o))
     assert any(pages(e) != pages(o) for p, e, o in zip(batch, got, own, strict=True) if p in chosen)
+
+
+# what is logged -------------------------------------------------------------------------------------------------------------------------
+
+def test_log_lines_hold_all_that_was_promised(cfg):
+    train(replace(cfg, max_steps=2, warmup_steps=0, level_sampling="max"))
+    rows = history(cfg.output_dir)
+    assert all({"loss", "loss_ce", "loss_cons", "loss_conf", "loss_gate", "loss_align", "level", "gate_text", "gate_image", "gate_self", "conf_vis", "conf_text", "error_conf_vis",
+                "error_conf_text", "grad_norm", "learning_rate", "samples_per_second", "tokens_per_second", "memory_gb"} <= r.keys() for r in rows)
+    for r in rows:
+        assert 0 < r["error_conf_vis"] < 1 and r["samples_per_second"] > 0 and r["tokens_per_second"] > 20 * r["samples_per_second"] and .05 < r["memory_gb"] < 50
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(Path(cfg.output_dir) / "tensorboard"))
+    board.Reload()
+    assert {"train/loss_ce", "train/level", "train/error_conf_text", "train/tokens_per_second", "train/memory_gb"} <= set(board.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_logs_go_to_the_tracker_that_was_named(cfg, name, tmp_path, monkeypatch):
+    "A stand-in for the package writes down how it is called"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / f"{name}.py").write_text("calls = []\ndef init(**kw): calls.append(('init', kw))\ndef log(row, step=None): calls.append(('log', row, step))\n"
+                                                  "def finish(): calls.append(('finish',))\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    train(replace(cfg, max_steps=2, report_to=[name]))
+    calls = sys.modules.pop(name).calls
+    assert [c[0] for c in calls] == ["init", "log", "log", "log", "finish"] and [c[2] for c in calls[1:3]] == [1, 2]
+    assert calls[0][1]["project"] == "r3nb" and calls[0][1]["resume"] == "allow" and calls[0][1]["config"]["max_steps"] == 2 and ("id" in calls[0][1]) == (name == "wandb")
+    assert {"loss_ce", "level", "gate_text", "grad_norm", "tokens_per_second"} <= calls[1][1].keys()
+    assert not (Path(cfg.output_dir) / "tensorboard").exists()
+
+
+def test_reporters_are_checked_and_may_change(cfg):
+    with pytest.raises(ConfigError, match="report_to: unknown 'tensorbord'.*did you mean 'tensorboard'"): replace(cfg, report_to=["tensorbord"]).check()
+    with pytest.raises(ConfigError, match="report_to wandb needs its package; install it with pip install wandb"): replace(cfg, report_to=["wandb"]).check()
+    last = train(replace(cfg, max_steps=1, save_every=1, report_to=["none"]))
+    assert not (Path(cfg.output_dir) / "tensorboard").exists() and train(replace(cfg, max_steps=1, save_every=1)) == last
+
+
+def test_a_run_begun_before_an_option_existed_goes_on(cfg):
+    last = train(replace(cfg, max_steps=1, save_every=1))
+    path = Path(cfg.output_dir) / "run.json"
+    before = json.loads(path.read_text())
+    for young in ("freeze_vision", "load_in_4bit"): before["options"].pop(young)
+    path.write_text(json.dumps(before))
+    assert train(replace(cfg, max_steps=1, save_every=1)) == last
+    with pytest.raises(ConfigError, match="freeze_vision True -> False"): train(replace(cfg, max_steps=1, save_every=1, freeze_vision=False))
+
+
+def test_vision_trains_when_asked(cfg, place):
+    "LoRA in the tower gets gradients through the picture; frozen, it has none"
+    model = R3Model.load(train(replace(cfg, max_steps=2, freeze_vision=False, lora_targets=["attention"])))
+    tower = [p for n, p in model.named_parameters() if "visual" in n and "lora_B" in n]
+    assert len(tower) == 4 and all(p.abs().max() > 0 for p in tower)
+
+
+class WaitForNext(TrainerCallback):
+    "At the end of a step, wait until the samples of the next one are there."
+    def __init__(self, notes): self.notes, self.waited = notes, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps: return
+        until, done = time.time() + 60, lambda: {int(l.split()[0]): int(l.split()[1]) for l in self.notes.read_text().splitlines()}
+        while state.global_step * 2 not in done() and time.time() < until: time.sleep(.02)
+        self.waited.append(done().get(state.global_step * 2))
+
+
+def test_workers_prepare_the_next_samples_while_a_step_runs(cfg, tmp_path, monkeypatch):
+    "Damage, OCR text and evidence of the next batch come from another process before the current step has ended"
+    notes, real = tmp_path / "notes", TrainSet.__getitems__
+    notes.touch()
+
+    def noted(self, positions):
+        rows = real(self, positions)
+        with open(notes, "a") as f: f.write(f"{positions[0]} {os.getpid()}\n")
+        return rows
+    monkeypatch.setattr(TrainSet, "__getitems__", noted)
+    trainer = build_trainer(replace(cfg, num_workers=1))
+    waits = WaitForNext(notes)
+    trainer.add_callback(waits)
+    trainer.train()
+    assert len(waits.waited) == 3 and None not in waits.waited and os.getpid() not in waits.waited

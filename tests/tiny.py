@@ -120,3 +120,14 @@ def damaged(i, level=.5):
     half = r.pseudo_text[: max(1, int(len(r.pseudo_text) * (1 - level)))]
     return SimpleNamespace(image=im.resize((24, 32)).resize(im.size) if level else im, pseudo_text=half if level else r.pseudo_text, question=r.question,
                            c_vis=1 - level, c_text=1 - level, c_vis_map=np.ones((8, 8), "float32"), families=())
+
+
+def prepared(folder, n=8):
+    "The folders of a study as its first three stages leave them, around a small world; a stage notebook can begin there."
+    folder = Path(folder)
+    made = world(folder / "made", n)
+    for stage, links in {"0_world": {"raw": made.root}, "1_prepare": {"train.jsonl": made.jsonl}, "2_index": {"index": made.index}}.items():
+        (folder / stage).mkdir()
+        for name, to in links.items(): (folder / stage / name).symlink_to(to.resolve())
+        (folder / stage / "manifest.json").write_text("{}")
+    return made
