@@ -243,9 +243,10 @@ def gather(pages):
     (src/"toc.md").unlink()
     title = lambda p: re.match(r"# (.+)\s+> (.+)", page_cells(p)[0]["source"]).groups()
     under = lambda folder: [p for p in pages if p.startswith(f"{folder}/")]
-    lists = {"MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
+    listed = (ROOT/"docs/toc.md").read_text(encoding="utf-8")
+    lists = {"HOWTO": "\n".join(f"/{p}" for p in under("howto") if f"/{p}\n" not in listed), "MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
              "BOOK": "\n".join("* [{1}](/{0}.ipynb): {2}".format(p, *title(p)) for p in under("modules"))}
-    fill = lambda text, put: re.sub(r"% (MODULES|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
+    fill = lambda text, put: re.sub(r"% (HOWTO|MODULES|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
     for f, put in ((src/"index.ipynb", lambda t: json.dumps(t, ensure_ascii=False)[1:-1]), (src/"modules/index.md", str)): f.write_text(fill(f.read_text(encoding="utf-8"), put), encoding="utf-8")
     return src
 
