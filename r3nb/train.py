@@ -948,6 +948,7 @@ def open_model(cfg: TrainConfig, config: R3Config, last: Path|None)->R3Model:
 def build_trainer(cfg: TrainConfig)->R3Trainer:
     "Records, index, model and trainer of a configuration."
     cfg.check()
+    if cfg.resume_from: starting_weights(cfg.resume_from) # refused before anything is opened
     join(pick_backend(cfg.backend, cfg.deepspeed_config), float(cfg.trainer.get("ddp_timeout", 1800)))
     records = read_records(cfg.train_jsonl, cfg.image_root)
     wanted = cfg.train_mode == "r3" and cfg.channels
