@@ -47,6 +47,7 @@ from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir
 from .corrupt import corrupt
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
+from .hardware import check_hardware
 from .indices import EvidenceIndex, encode_queries, open_info
 from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, make_examples, resolve_backbone, to_device, weights_sha256
 
@@ -166,7 +167,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     for name in ("max_corruption", "ema_decay", "blank", "distract"):
         if not 0 <= getattr(self, name) <= 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 to 1")
     if self.fp16 and self.bf16: raise ConfigError("fp16 and bf16 exclude each other; choose one")
-    if self.fp16 and not torch.cuda.is_available(): raise ConfigError("fp16 needs a GPU; leave it out, or use bf16")
+    check_hardware(self.fp16, self.bf16)
     if self.train_mode == "lora" and self.use_lora and not self.lora_r: raise ConfigError("train_mode lora with lora_r 0 trains nothing; change one")
     passed_on(self.trainer)
     if self.train_mode == "r3" and self.channels and not self.index_dir:
@@ -991,6 +992,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_train`."
     cfg = parse_cli(TrainConfig, argv, prog="r3nb_train", rest="trainer")
+    for remark in check_hardware(cfg.fp16, cfg.bf16) if rank() == 0 else (): print(remark)
     last = train(cfg)
     done = last.name == f"step_{cfg.max_steps}"
     if rank() == 0: print(f"trained: {last}" if done else f"stopped by a signal: {last}; the same command goes on")
