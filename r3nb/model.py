@@ -843,7 +843,7 @@ class R3Model(nn.Module):
 
 # %% ../nbs/05_model.ipynb #c085
 PRESETS = ("attention", "all-linear")
-leaf = lambda name: name.rsplit(".", 1)[-1]
+leaf = lambda name: re.search(r"([^.]*\.)?\d+$|[^.]*$", name)[0] # a number alone, as in mlp.0, would name blocks too
 
 def language_layers(backbone)->tuple[str, list[str]]: # their common ancestor, names
     "The linear layers of the language model: below the nearest ancestor of the input embedding that has any."
