@@ -171,9 +171,10 @@ def launch(
 # %% ../nbs/06_launch.ipynb #c024
 def stop(run:subprocess.Popen, screen:Screen, grace:float)->None:
     "End an interrupted child: let it save, or kill it when interrupted again"
-    screen.line(f"interrupted: waiting up to {grace:g} s for the checkpoint; interrupt again to end at once")
-    run.stdin.close()
-    try: follow(run, screen)
+    try:
+        screen.line(f"interrupted: waiting up to {grace:g} s for the checkpoint; interrupt again to end at once")
+        run.stdin.close()
+        follow(run, screen)
     except KeyboardInterrupt: run.terminate()
     run.wait()
     screen.line("stopped; run again to go on from the last checkpoint")

@@ -90,7 +90,7 @@ def watch(page, home):
     page.on("console", lambda m: seen.errors.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: seen.errors.append(f"exception: {e}"))
     page.on("response", lambda r: seen.errors.append(f"{r.status} {r.url}") if r.status >= 400 else None)
-    page.on("requestfailed", lambda r: seen.errors.append(f"failed: {r.url}"))
+    page.on("requestfailed", lambda r: seen.errors.append(f"failed: {r.url}") if r.failure != "net::ERR_ABORTED" else None) # aborted: the page was left
     page.on("request", lambda r: seen.outside.append(r.url) if urlsplit(r.url).scheme in ("http", "https", "ws", "wss") and urlsplit(r.url).netloc != here else None)
     return seen
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 import nbformat
 import pytest
 import yaml
-from browser import DESK, PHONE, ROOT, browser, chromium, poor_contrast, served, too_wide, visit
+from browser import DESK, PHONE, ROOT, browser, poor_contrast, served, too_wide, visit
 
 SITE, DOCS = ROOT/"_docs", ROOT/"docs"
 TEXTS = sorted([*DOCS.rglob("*.md"), *(ROOT/"nbs/howto").glob("*.ipynb"), ROOT/"README.md"])
@@ -286,11 +286,10 @@ def test_the_menu_opens_on_a_phone(chrome):
         assert not seen.faults
 
 
-def test_the_browser_watch_sees_faults(tmp_path):
+def test_the_browser_watch_sees_faults(chrome, tmp_path):
     "A page with a broken picture, an exception, a request to another host and a wide box is noticed"
-    chromium()
     (tmp_path/"bad.html").write_text("<!doctype html><title>bad</title><article><img src='none.png'><div style='width:3000px'>wide</div><p style='color:#eee'>pale</p>"
                                      "<script src='http://127.0.0.2:9/x.js'></script><script>throw Error('boom')</script></article>")
-    with served(tmp_path) as url, browser() as b, visit(b, f"{url}/bad.html", PHONE) as (page, seen):
+    with served(tmp_path) as url, visit(chrome[0], f"{url}/bad.html", PHONE) as (page, seen):
         assert any("boom" in e for e in seen.errors) and any("none.png" in e for e in seen.errors) and seen.outside == ["http://127.0.0.2:9/x.js"]
         assert "3000px" in too_wide(page) and any("pale" in c for c in poor_contrast(page))
