@@ -154,7 +154,7 @@ def links(source, page):
     "Links between notebooks become links between pages; links to other files lead to the repository"
     def one(m):
         target = (NBS/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
-        if target.suffix == ".ipynb" and target.is_relative_to(NBS): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
+        if target in set(notebooks().values()): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
         if target.name in OWN: return f"]({OWN[target.name]})"
         if target.suffix in (".png", ".svg") and target.is_relative_to(NBS): return f"](/{target.relative_to(NBS)})"
         return f"]({REPOSITORY}/blob/main/{target.relative_to(ROOT)})" if target.is_relative_to(ROOT) and target.exists() else m[0]
