@@ -214,6 +214,7 @@ def measure_cost(
     return [{"mode": m, "prompt_tokens": round(tokens[m], 1), "time_ratio": round(float(np.median(ratio(m))), 2), "low": round(float(ratio(m).min()), 2),
              "high": round(float(ratio(m).max()), 2)} for m in modes]
 
+# %% ../nbs/09_paper.ipynb #b030
 def cost_md(
     rows:list[dict], # from `measure_cost`
     model, # an `R3Model`, for its parameters
