@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['INK', 'LOOK', 'STYLE', 'NAMES', 'CLASS_NAMES', 'CONTROLS', 'LEFT_OUT', 'CAPTIONS', 'look', 'save', 'curve',
            'robustness_figure', 'damage_figure', 'ablation_figure', 'sibling_figure', 'gate_figure',
-           'calibration_figure', 'training_figure', 'add_level', 'overlay', 'gallery_figure', 'answer_lines', 'plain',
-           'example_figure', 'main_cells', 'markdown_table', 'latex_table', 'difference_table', 'robustness_md',
-           'class_md', 'damage_md', 'power_md', 'effect', 'controls_md', 'settings_md', 'confidence_sentences', 'Claim',
-           'points', 'judge', 'differences', 'sibling_claim', 'claims', 'shuffled_claim', 'rag_sentence',
-           'selection_sentences', 'ablation_sentences', 'ReportConfig', 'load_log', 'draw_all', 'control_summary',
-           'verdict_md', 'redundancy_md', 'picture', 'report_md', 'write_report', 'short_table']
+           'calibration_figure', 'training_figure', 'add_level', 'overlay', 'gallery_entries', 'gallery_figure',
+           'answer_lines', 'plain', 'example_figure', 'main_cells', 'markdown_table', 'latex_table', 'difference_table',
+           'robustness_md', 'class_md', 'damage_md', 'power_md', 'effect', 'controls_md', 'settings_md',
+           'confidence_sentences', 'Claim', 'points', 'judge', 'differences', 'sibling_claim', 'claims',
+           'shuffled_claim', 'rag_sentence', 'selection_sentences', 'ablation_sentences', 'ReportConfig', 'load_log',
+           'draw_all', 'control_summary', 'verdict_md', 'redundancy_md', 'picture', 'report_md', 'write_report',
+           'short_table']
 
 # %% ../nbs/09_figures.ipynb #c002
 import textwrap
@@ -230,12 +231,18 @@ def overlay(ax, folder, entry, title):
     ax.set_title(title, fontsize=8)
     ax.set_axis_off()
 
+def gallery_entries(
+    folder, # the `examples` folder of an evaluation
+)->tuple[list[dict], list[str], list[float]]: # entries, and their datasets and levels in order
+    "The pages that an evaluation has put aside for its gallery"
+    entries = read_json(Path(folder)/"examples.json")["gallery"]
+    return entries, sorted({e["dataset"] for e in entries}), sorted({e["level"] for e in entries})
+
 def gallery_figure(
     folder, # the `examples` folder of an evaluation
 ): # a figure
     "One page of each dataset through all levels, with confidence maps"
-    entries = read_json(Path(folder)/"examples.json")["gallery"]
-    names, levels = sorted({e["dataset"] for e in entries}), sorted({e["level"] for e in entries})
+    entries, names, levels = gallery_entries(folder)
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(len(names), len(levels), figsize=(1.75 * len(levels), 2.3 * len(names)), squeeze=False)
         for e in entries:
