@@ -107,21 +107,22 @@ class R3Config(R3Sizes):
         if self.load_in_4bit and not self.lora_r: raise ConfigError("load_in_4bit without LoRA: weights of 4 bits cannot train; use LoRA, or leave load_in_4bit out")
         if self.tau <= 0: raise ConfigError(f"tau is {self.tau}, expected more than 0 (0.05 to 0.1 is usual)")
 
-    @property
-    def n_soft(self)->tuple[int, int, int]: # how many placeholders of each kind a prompt carries
-        off = self.disable_prefix, self.disable_visual_memory, self.disable_latent_tokens
-        sizes = self.n_prefix, self.n_memory, self.n_latent
-        return tuple(0 if self.disable_soft_prefix or o else n for n, o in zip(sizes, off, strict=True))
+# %% ../nbs/05_model.ipynb #c011b
+@patch(as_prop=True)
+def n_soft(self: R3Config)->tuple[int, int, int]: # how many placeholders of each kind a prompt carries
+    off = self.disable_prefix, self.disable_visual_memory, self.disable_latent_tokens
+    sizes = self.n_prefix, self.n_memory, self.n_latent
+    return tuple(0 if self.disable_soft_prefix or o else n for n, o in zip(sizes, off, strict=True))
 
-    @property
-    def channels(self)->tuple[str, ...]: # which channels are asked for evidence
-        off = {"text": self.disable_text_retrieval, "image": self.disable_image_retrieval}
-        return tuple(c for c in CHANNELS if not off[c] and self.top_k)
+@patch(as_prop=True)
+def channels(self: R3Config)->tuple[str, ...]: # which channels are asked for evidence
+    off = {"text": self.disable_text_retrieval, "image": self.disable_image_retrieval}
+    return tuple(c for c in CHANNELS if not off[c] and self.top_k)
 
-    @property
-    def selective(self)->bool: return self.trust < 1 and not self.disable_selection # may all evidence of a sample be left out?
-    @property
-    def picky(self)->bool: return self.keep > 0 and not self.disable_relevance # may single pages be left out?
+@patch(as_prop=True)
+def selective(self: R3Config)->bool: return self.trust < 1 and not self.disable_selection # may all evidence of a sample be left out?
+@patch(as_prop=True)
+def picky(self: R3Config)->bool: return self.keep > 0 and not self.disable_relevance # may single pages be left out?
 
 # %% ../nbs/05_model.ipynb #c013
 PLACEHOLDERS = ("<|r3_prefix|>", "<|r3_memory|>", "<|r3_latent|>")
@@ -153,14 +154,16 @@ class SoftTokens:
             self.reached.add(token)
         return out
 
-    @contextmanager
-    def use(self, rows): # [B, n, H] per kind, or None for kinds that are off
-        "Swap rows in while the block runs; the state is gone afterwards, even after an error."
-        self.rows, self.reached = rows, set()
-        try: yield
-        finally: self.rows = None
-        if any(r is not None and t not in self.reached for t, r in zip(self.ids, rows, strict=True)):
-            raise DataError("the backbone did not look the placeholders up in its input embedding, so no soft token reached it")
+# %% ../nbs/05_model.ipynb #c013b
+@patch
+@contextmanager
+def use(self: SoftTokens, rows): # [B, n, H] per kind, or None for kinds that are off
+    "Swap rows in while the block runs; the state is gone afterwards, even after an error."
+    self.rows, self.reached = rows, set()
+    try: yield
+    finally: self.rows = None
+    if any(r is not None and t not in self.reached for t, r in zip(self.ids, rows, strict=True)):
+        raise DataError("the backbone did not look the placeholders up in its input embedding, so no soft token reached it")
 
 # %% ../nbs/05_model.ipynb #c017
 def channel_weights(
@@ -683,6 +686,7 @@ def answer_ids(self: R3Collator, answer: str)->list[int]:
     said, stem, whole = m.lead + answer + m.end, ids(m.stem), ids(m.stem + m.lead + answer + m.end)
     return whole[len(stem):] if whole[:len(stem)] == stem else ids(said)
 
+# %% ../nbs/05_model.ipynb #c070b
 @patch
 def grow(self: R3Collator, row: dict, tail: list[int])->dict:
     "One sample's per-token inputs, continued over an answer."

@@ -179,6 +179,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     if self.eval_every and not self.val_jsonl: raise ConfigError("eval_every is set but val_jsonl is empty; name the validation records")
     return self
 
+# %% ../nbs/06_train.ipynb #c010n
 @patch
 def model_config(self: TrainConfig, index=None)->R3Config:
     "The model's part of the options; widths of vectors come from the index."
