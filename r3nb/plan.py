@@ -226,16 +226,18 @@ def trace(run, mode, given: list, half: torch.dtype|None = None, linear=F.linear
 # %% ../nbs/12_plan.ipynb #c027
 def small(body: Anatomy)->tuple[nn.Module, dict, dict]: # a model with one layer of each kind; kind -> count, for text and for vision
     "A copy of a skeleton with one layer of each kind."
-    kept, counts = {}, []
+    kept, counts, config = {}, [], body.model.config.get_text_config()
     for path in filter(None, (body.text, body.vision)):
         layers = body.model.get_submodule(path)
         kinds = [(type(m).__name__, getattr(m, "attention_type", getattr(m, "layer_type", None)), numel(m.parameters())) for m in layers]
         first = {k: i for i, k in reversed(list(enumerate(kinds)))}
         kept[path] = layers, nn.ModuleList(layers[first[k]] for k in sorted(first, key=first.get))
         counts.append({i: Counter(kinds)[k] for i, k in enumerate(sorted(first, key=first.get))})
+        if path == body.text and (types := getattr(config, "layer_types", None)): few_types = [types[i] for i in sorted(first.values())]
     for path, (_, few) in kept.items(): body.model.set_submodule(path, few)
     out = copy.deepcopy(body.model)
     for path, (all_, _) in kept.items(): body.model.set_submodule(path, all_)
+    if getattr(config, "layer_types", None): out.config.get_text_config().layer_types = few_types # some families look up there what mask a layer gets
     return out, counts[0], counts[1] if body.vision else {}
 
 # %% ../nbs/12_plan.ipynb #c030
@@ -257,10 +259,12 @@ def text_trace(model: nn.Module, body: Anatomy, counts: dict, cfg: PlanConfig, h
         x = torch.empty(cfg.batch_size, cfg.max_tokens, width, dtype=dtype, requires_grad=True)
         mask = torch.ones(cfg.batch_size, cfg.max_tokens, dtype=torch.long)
         return lm(inputs_embeds=x, attention_mask=mask, position_ids=torch.arange(cfg.max_tokens)[None], use_cache=False).last_hidden_state
-    def with_layers(few):
-        model.set_submodule(path, nn.ModuleList(few))
+    types = [*(getattr(lm.config, "layer_types", None) or ()), None]
+    def with_layers(*which):
+        model.set_submodule(path, nn.ModuleList(layers[i] for i in which))
+        if types[0]: lm.config.layer_types = [types[i % len(counts)] for i in which]
         return trace(run, mode, given, half, linear)
-    return stacked(with_layers([layers[0]]), [with_layers([layers[0], layers[i or -1]]) for i in counts], [n - (i == 0) for i, n in counts.items()])
+    return stacked(with_layers(0), [with_layers(0, i or len(counts)) for i in counts], [n - (i == 0) for i, n in counts.items()])
 
 # %% ../nbs/12_plan.ipynb #c031a
 class Regathered(torch.autograd.Function):
