@@ -21,7 +21,7 @@ from r3nb.core import ConfigError, parse_cli, read_json
 from r3nb.hardware import GPUs, check_hardware, has_kernels, parse_gpus
 from r3nb.mini import backbone_dir
 from r3nb.model import R3Collator, R3Config, R3Model, add_lora
-from r3nb.plan import CASES, METHODS, STRATEGIES, PlanConfig, activations, anatomy, backbone_config, budget, command, make_plan, measure, numel, open_model, report, row, shipped, skeleton, table
+from r3nb.plan import METHODS, STRATEGIES, PlanConfig, activations, anatomy, backbone_config, budget, command, make_plan, measure, numel, open_model, report, row, shipped, skeleton, table
 from r3nb.train import TrainConfig
 
 BIG = "Qwen/Qwen3-VL-8B-Instruct"
@@ -40,7 +40,10 @@ def rows(fleet, **options):
 
 
 @pytest.fixture(scope="module")
-def big(): return make_plan(PlanConfig(BIG))
+def big():
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(plan, "open_model", lambda cfg, dtype: traced() if (cfg, dtype) == (PlanConfig(BIG), torch.float16) else None) # traced once for all tests
+        return make_plan(PlanConfig(BIG))
 
 
 def by(p): return {(r["method"], r["strategy"]): r for r in p["rows"]}
@@ -147,7 +150,8 @@ def training_options(words): return parse_cli(TrainConfig, list(words), prog="r3
 
 def test_rows_add_up_and_commands_are_training_s(big):
     known, other = {f.name for f in fields(TrainConfig)}, dict(freeze_vision=False, disable_teacher=False, gradient_checkpointing=False)
-    for r in [*big["rows"], *(r | {"command": command(traced(**other).cfg, "bf16", r["method"], r["strategy"], parse_gpus("2x8xH100-80GB")) if r["fits"] != "no" else ""} for r in rows("2x8xH100-80GB", **other).values())]:
+    more = rows("2x8xH100-80GB", **TINY | other).values()
+    for r in [*big["rows"], *(r | {"command": command(PlanConfig(BIG, **other), "bf16", r["method"], r["strategy"], parse_gpus("2x8xH100-80GB")) if r["fits"] != "no" else ""} for r in more)]:
         assert (r["fits"] == "no") == bool(r["why"]) == (not r["command"])
         if "gpu_total" in r: assert r["gpu_total"] == pytest.approx(sum(r["gpu"].values())) and min(r["gpu"].values()) >= 0
         if not r["command"]: continue
@@ -187,7 +191,7 @@ def test_what_does_not_fit_says_why():
     assert card["LoRA", "ddp"]["fits"] == "no" and "weights 17.5" in card["LoRA", "ddp"]["why"] and card["LoRA", "ddp"]["name"] == "one GPU"
     assert card["QLoRA", "ddp"]["fits"] == "yes" and command(traced().cfg, "fp16", "QLoRA", "ddp", parse_gpus("1x16GB")).startswith("r3nb_train ")
     assert "nobody to share" in card["LoRA", "fsdp"]["why"] and "not split" in card["QLoRA", "zero3_all"]["why"]
-    long = row(traced(max_tokens=60_000), "LoRA", "ddp", parse_gpus("8xV100-32GB"))
+    long = row(traced(**TINY | {"max_tokens": 60_000}), "LoRA", "ddp", parse_gpus("8x3GB"))
     assert long["fits"] == "no" and "shorten max_tokens" in long["why"]
     poor = row(traced(**TINY | {"host_gb": 12}), "LoRA", "ddp", parse_gpus("8xV100-32GB"))
     assert "the host needs 16 of 13 GB" in poor["why"]
