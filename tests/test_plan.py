@@ -228,8 +228,9 @@ def test_every_family_can_be_planned(name, tmp_path, capfd):
     m = open_model(PlanConfig(str(tmp_path), gradient_checkpointing=False, **options), torch.float16)
     with torch.device("meta"): real = AutoModelForImageTextToText.from_config(m.body.model.config)
     assert m.total == numel(real.parameters()) and m.lora == numel(add_lora(real.requires_grad_(False), R3Config(lora_r=16)).parameters(), True) > 0
-    checked = replace(m, cfg=replace(m.cfg, gradient_checkpointing=True), traces={})
-    assert activations(m, "lora")["kept"] > activations(checked, "lora")["kept"] > 0
+    kept = activations(m, "lora")["kept"]
+    if name in families.NAMES: assert kept > plan.text_case(m.body, "lora", replace(m.cfg, gradient_checkpointing=True), torch.float16).kept + m.little.kept
+    assert kept > 96 * 32 * 2
     if name not in BLIND:
         n = plan.patches(m.body.model.config, 16)
         seen = plan.vision_case(m.body, "full, half weights", m.cfg, torch.float16, n)
@@ -246,7 +247,7 @@ def test_what_cannot_be_traced_is_estimated_and_says_so(tmp_path, capfd):
     assert "activations, estimated" in table(p) and capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "glm4v", "qwen3_vl_moe"])
+@pytest.mark.parametrize("name", ["llava", "glm4v", "qwen3_vl_moe"])
 def test_estimates_are_near_traces(name, tmp_path):
     "A plain model in a family's place, for families that do not need it."
     MADE[name]()[0].save_pretrained(tmp_path)
