@@ -195,9 +195,6 @@ def page(self:Explorer, ask:Ask)->tuple: # record and clean picture
 @patch
 def case(self:Explorer, record:QARecord, clean, ask:Ask)->Case:
     "The damaged question"
-    known = (*IMAGE_FAMILIES, *TEXT_FAMILIES)
-    for f in ask.families:
-        if f not in known: raise ConfigError(f"unknown corruption family '{f}'{nearest(f, known)}")
     return Case(record, float(ask.level), ask.seed, corrupt(record, clean, ask.level, ask.seed, ask.families or None))
 
 @patch
