@@ -3,8 +3,9 @@ import configparser
 import os
 from pathlib import Path
 
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, image
 from docutils.utils.math import latex2mathml
+from PIL import Image
 
 ROOT = Path(os.environ["R3NB_ROOT"])
 meta = configparser.ConfigParser(interpolation=None)
@@ -59,7 +60,18 @@ def block(self, node):
     raise SkipNode
 
 
+def sized(app, doctree, page):
+    "Pictures at the size that they were drawn for, at most as wide as the page; wide ones scroll on a phone, and a click shows each of them whole"
+    for node in doctree.findall(image):
+        path = Path(app.srcdir, node["uri"])
+        if path.suffix != ".png" or not path.is_file(): continue
+        with Image.open(path) as im: (w, h), dpi = im.size, im.info.get("dpi")
+        if dpi and "width" not in node: node["width"] = f"{round(115*w/dpi[0])}px"
+        if dpi and w > 1.9*h and w/dpi[0] > 5: node["classes"].append("wide")
+
+
 def setup(app):
+    app.connect("doctree-resolved", sized)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
 
 
