@@ -52,7 +52,7 @@ docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab nbs/explore.ipynb
+	JUPYTER_PATH=scripts/jupyter/lab $(BIN)/jupyter lab nbs/explore.ipynb
 
 explore: $(STAMP)
 	JUPYTER_PATH=scripts/jupyter $(BIN)/voila --template=r3nb nbs/explore.ipynb

@@ -643,6 +643,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'r3nb.explorer.arranged': ('explorer.html#arranged', 'r3nb/explorer.py'),
                                'r3nb.explorer.demo_dir': ('explorer.html#demo_dir', 'r3nb/explorer.py'),
                                'r3nb.explorer.demo_world': ('explorer.html#demo_world', 'r3nb/explorer.py'),
+                               'r3nb.explorer.drop_zone': ('explorer.html#drop_zone', 'r3nb/explorer.py'),
                                'r3nb.explorer.headed': ('explorer.html#headed', 'r3nb/explorer.py'),
                                'r3nb.explorer.knobs': ('explorer.html#knobs', 'r3nb/explorer.py'),
                                'r3nb.explorer.main': ('explorer.html#main', 'r3nb/explorer.py'),
