@@ -377,7 +377,7 @@ class Panel:
         self.latest.submit(None)
 
     def say(self, text:str, trouble:bool=False):
-        self.status.value = f'<div role="status" class="r3-status" style="min-height:1.5em{";color:#D55E00;font-weight:600" if trouble else ""}">{esc(text)}</div>'
+        self.status.value = f'<div role="status" class="r3-status" style="min-height:1.5em{";border-left:4px solid #D55E00;padding-left:8px;font-weight:600" if trouble else ""}">{esc(text)}</div>'
 
     def _repr_mimebundle_(self, **options): return self.box._repr_mimebundle_(**options)
 
