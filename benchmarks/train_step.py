@@ -4,8 +4,8 @@
     python benchmarks/train_step.py --cpu        # on a busy machine: CPU time of the training process in place of time on the clock, first part only
 
 Both trainers are run in turn, in one process and on one thread, on samples that are prepared beforehand; a step is the time from the end of one step to the end of the next, so
-writing prompts and tokenising counts for both. The ratio is taken within each round, and the median over rounds is reported. The plain step is transformers' Trainer on the same backbone with the same LoRA and
-the same prompts. The second part trains on samples that are prepared as the training goes: in the training process, in a worker, and in the training process with an evidence cache."""
+writing prompts and tokenising counts for both. The ratio is taken within each round, and the median over rounds is reported. The plain step is transformers' Trainer on the same backbone with the same LoRA,
+the same prompts and the same optimizer. The second part trains on samples that are prepared as the training goes: in the training process, in a worker, and in the training process with an evidence cache."""
 import argparse
 import contextlib
 import io
@@ -89,7 +89,7 @@ def plain(cfg, ready, prompts):
         batch = collator.inputs([prompts[id(e)] for e in examples], [e.corrupted.image for e in examples], [e.record.answer for e in examples])
         return batch["inputs"] | {"labels": batch["labels"]}
     args = TrainingArguments(cfg.output_dir, use_cpu=not torch.cuda.is_available(), max_steps=cfg.max_steps, per_device_train_batch_size=cfg.batch_size, learning_rate=cfg.lr,
-                             save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10)
+                             optim="adamw_torch", save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10)
     trainer = InOrder(model=model.backbone.train(), args=args, train_dataset=ready, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     return run(trainer)

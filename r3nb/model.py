@@ -317,8 +317,8 @@ class Reconstruction(nn.Module):
         self.confidence = ConfidenceHead(c.image_dim, N_SIGNALS, b)
         self.relevance = RelevanceHead(N_PAGE_SIGNALS, b)
 
-    def forward(self, evidence, config, neutral, scale):
-        with torch.autocast(neutral.device.type, enabled=False): return self.reconstruct(evidence, config, neutral, scale)
+    def forward(self, evidence, config, neutral, scale, speak=True):
+        with torch.autocast(neutral.device.type, enabled=False): return self.reconstruct(evidence, config, neutral, scale, speak)
 
 # %% ../nbs/05_model.ipynb #c042
 @patch
@@ -326,7 +326,8 @@ def reconstruct(self: Reconstruction,
     evidence: dict, # tensors as in the table above
     config: R3Config, # flags in force
     neutral: torch.Tensor, # [H] embedding that soft tokens start from
-    scale: float # size of the backbone's embeddings
+    scale: float, # size of the backbone's embeddings
+    speak: bool = True # make the soft tokens?
 )->Reconstructed:
     "Confidence, alignment, gate and soft tokens of a batch."
     e = evidence
@@ -344,7 +345,7 @@ def reconstruct(self: Reconstruction,
     best = torch.stack([e["score_text"], e["score_image"]], 1).masked_fill(~found, 0.).amax(-1)
     gates = self.gate(m_text, m_image, z_own, confidence, best, found.any(-1), config.disable_gate)
     weights = gates[:, :1] * by_text + gates[:, 1:2] * by_image
-    parts = self.prefix(e["text"], weights), self.memory(e["image"], weights), self.latent(confidence)
+    parts = (self.prefix(e["text"], weights), self.memory(e["image"], weights), self.latent(confidence)) if speak else ()
     tokens = tuple(neutral + scale * p for p in parts)
     return Reconstructed(tokens, gates, confidence, logits, (z_text, z_image, null), weights, weights.sum(-1).detach() > GATE_FLOOR, relevance)
 
@@ -740,10 +741,11 @@ def __call__(self: R3Collator,
     model=None, # whose gate ranks evidence text; None ranks by score alone
     answers: bool = True, # append answers and make labels?
     teacher: bool = False, # add the clean inputs?
-    bare: bool = False # leave out what only the modules read?
+    bare: bool = False, # leave out what only the modules read?
+    evidence: dict|None = None # tensors that were made beforehand
 )->dict: # inputs, labels, evidence, meta (and teacher)
     "Make one batch."
-    evidence = self.evidence(examples, bare)
+    evidence = self.evidence(examples, bare) if evidence is None else evidence
     weights = rank_pages(evidence, self.config, model)
     wanted = [e.record.answer for e in examples] if answers else None
     fit = lambda images: [fit_picture(im, self.manner) for im in images]
@@ -763,7 +765,7 @@ def rank_pages(evidence: dict, config: R3Config, model=None)->torch.Tensor: # [B
     "Trust in each page: by the model's gate, or evenly over the channels."
     trusted = model.page_weights(evidence).cpu() if model is not None else None
     if trusted is not None and config.context_order == "gate": return trusted
-    even = sum(channel_weights(evidence[f"score_{c}"], evidence[f"in_{c}"], config.tau) for c in CHANNELS) / 2
+    even = sum(channel_weights(evidence[f"score_{c}"], evidence[f"in_{c}"], config.tau) for c in CHANNELS).cpu() / 2
     return even if trusted is None else even * (trusted > 0)
 
 # %% ../nbs/05_model.ipynb #c078
@@ -1008,9 +1010,9 @@ def teacher_pairs(self: R3Model)->list[tuple]: # (student parameter, teacher par
 @patch
 @torch.no_grad()
 def see(self: R3Model, evidence: dict)->Reconstructed:
-    "What the modules make of a batch's evidence, without gradient."
+    "What the modules make of a batch's evidence, without gradient and without soft tokens."
     was = self.modules_.training
-    seen = self.modules_.eval()({k: v.to(self.device) for k, v in evidence.items()}, self.r3, self.neutral, self.scale)
+    seen = self.modules_.eval()({k: v.to(self.device) for k, v in evidence.items()}, self.r3, self.neutral, self.scale, speak=False)
     self.modules_.train(was)
     return seen
 
@@ -1042,8 +1044,8 @@ def blank_picture(self: R3Model)->dict:
 @contextmanager
 def picture_for_all(self: R3Model, inputs: dict)->Iterator[None]:
     "While the block runs, a batch without pictures calls the vision tower as well, for nothing."
-    trains = any(p.requires_grad for n, p in self.backbone.named_parameters() if re.search("visual|vision", n))
-    if inputs.keys() - {*self.processor.manner.per_token, "attention_mask"} or not (trains or torch.distributed.is_initialized()): yield; return
+    trains = lambda: any(p.requires_grad for n, p in self.backbone.named_parameters() if re.search("visual|vision", n))
+    if inputs.keys() - {*self.processor.manner.per_token, "attention_mask"} or not (torch.distributed.is_initialized() or trains()): yield; return
     blank = self.blank_picture()
     def look(module, args, out):
         leaves = [t for t in tree_leaves(self.base.get_image_features(**blank)) if isinstance(t, torch.Tensor) and t.is_floating_point()]

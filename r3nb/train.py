@@ -470,7 +470,7 @@ class TrainingError(R3Error):
 class R3Trainer(Trainer):
     "The Trainer with our losses, data order and checkpoints, on one process or many."
     def __init__(self, cfg: TrainConfig, model: R3Model, train_set: TrainSet, last: Path|None = None, **kwargs):
-        self.cfg, self.sums, self.last, self.backend = cfg, {}, last, pick_backend(cfg.backend, cfg.deepspeed_config)
+        self.live, self.cfg, self.sums, self.last, self.backend = model, cfg, {}, last, pick_backend(cfg.backend, cfg.deepspeed_config)
         self.with_teacher = bool(not cfg.disable_teacher and cfg.lambda_cons)
         self.has_teacher = self.with_teacher and cfg.teacher != "shared"
         if self.has_teacher: model.add_teacher()
@@ -487,8 +487,6 @@ class R3Trainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     @property
-    def live(self)->R3Model: return self.accelerator.unwrap_model(self.model) # without what a backend wraps around it
-    @property
     def trainable(self)->dict: return {n: p for n, p in self.live.named_parameters() if p.requires_grad}
 
 # %% ../nbs/06_train.ipynb #c038b
@@ -502,9 +500,10 @@ def ranker(self: R3Trainer): return SimpleNamespace(page_weights=lambda evidence
 
 @patch
 def collate(self: R3Trainer, examples: list):
-    "What a worker returns: examples, or a finished batch when no gate is needed."
-    r3 = self.live.r3
-    return examples if r3.context_order == "gate" or r3.selective or r3.picky else self.collator(examples, teacher=self.with_teacher)
+    "What a worker returns: examples and their evidence, or a finished batch when no gate is needed."
+    r3, evidence = self.live.r3, self.collator.evidence(examples)
+    if r3.context_order == "gate" or r3.selective or r3.picky: return examples, evidence
+    return self.collator(examples, teacher=self.with_teacher, evidence=evidence)
 
 @patch
 def _get_train_sampler(self: R3Trainer, dataset=None): return SequentialSampler(self.train_dataset)
@@ -521,8 +520,8 @@ def _defer_fsdp_gradient_reduction(self: R3Trainer): return nullcontext() # each
 @patch
 def get_batch_samples(self: R3Trainer, epoch_iterator, num_batches, device):
     "The finished micro-batches of a step, and the step's number of answer tokens."
-    finish_batch = lambda b: self.collator(b, self.ranker, teacher=self.with_teacher) if isinstance(b, list) else b
-    batches = [finish_batch(b) for b in islice(epoch_iterator, num_batches)]
+    finish_batch = lambda examples, evidence: self.collator(examples, self.ranker, teacher=self.with_teacher, evidence=evidence)
+    batches = [b if isinstance(b, dict) else finish_batch(*b) for b in islice(epoch_iterator, num_batches)]
     c = self.cfg
     if len(batches) * world_size() > 1 and c.train_mode == "r3" and c.lambda_align and not c.disable_memory: self.align(batches)
     return batches, self._get_num_items_in_batch(batches, device)
