@@ -1391,7 +1391,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.train.R3Trainer.create_optimizer': ('train.html#r3trainer.create_optimizer', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.drop_old': ('train.html#r3trainer.drop_old', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.get_batch_samples': ('train.html#r3trainer.get_batch_samples', 'r3nb/train.py'),
-                            'r3nb.train.R3Trainer.live': ('train.html#r3trainer.live', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.log': ('train.html#r3trainer.log', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.measure': ('train.html#r3trainer.measure', 'r3nb/train.py'),
                             'r3nb.train.R3Trainer.note': ('train.html#r3trainer.note', 'r3nb/train.py'),
