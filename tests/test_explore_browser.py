@@ -118,7 +118,7 @@ def drive_own_page(page, d):
 def test_jupyterlab(lab, place):
     "Opened as `make lab` does, the explorer runs without a click"
     with browser_page(1500, 1000) as page:
-        page.goto(lab)
+        page.goto(lab, timeout=120_000)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
         drive(page, place[0])
         assert not page.outside
