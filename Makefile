@@ -51,8 +51,9 @@ test: $(STAMP) $(LMMS)/.installed
 docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
 
+# What JUPYTER_PATH adds runs the explorer once it is open. In a container one is often root, which Jupyter wants to be told.
 lab: $(STAMP)
-	$(BIN)/jupyter lab nbs/explore.ipynb
+	JUPYTER_PATH=scripts/jupyter/lab $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/explore.ipynb
 
 explore: $(STAMP)
 	JUPYTER_PATH=scripts/jupyter $(BIN)/voila --template=r3nb nbs/explore.ipynb

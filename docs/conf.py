@@ -3,8 +3,11 @@ import configparser
 import os
 from pathlib import Path
 
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, image
 from docutils.utils.math import latex2mathml
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+from sphinx.highlighting import PygmentsBridge
 
 ROOT = Path(os.environ["R3NB_ROOT"])
 meta = configparser.ConfigParser(interpolation=None)
@@ -59,7 +62,25 @@ def block(self, node):
     raise SkipNode
 
 
+class Lines(HtmlFormatter):
+    "Each line of code in an element of its own, so that a long command can be wrapped with its rest set in"
+    def _format_lines(self, tokens):
+        for is_line, html in super()._format_lines(tokens): yield is_line, f'<span class="line">{html}</span>' if is_line else html
+
+
+def sized(app, doctree, page):
+    "Pictures at the size that they were drawn for, at most as wide as the page; wide ones scroll on a phone, and a click shows each of them whole"
+    for node in doctree.findall(image):
+        path = Path(app.srcdir, node["uri"])
+        if path.suffix != ".png" or not path.is_file(): continue
+        with Image.open(path) as im: (w, h), dpi = im.size, im.info.get("dpi")
+        if dpi and "width" not in node: node["width"] = f"{round(115*w/dpi[0])}px"
+        if dpi and w > 1.9*h and w/dpi[0] > 5: node["classes"].append("wide")
+
+
 def setup(app):
+    PygmentsBridge.html_formatter = Lines
+    app.connect("doctree-resolved", sized)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError', 'CheckpointError',
-           'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'atomic_path', 'atomic_dir', 'write_json',
-           'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image',
-           'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file',
-           'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli',
+           'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'import_named', 'atomic_path', 'atomic_dir',
+           'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema', 'resolve_image',
+           'open_image', 'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text',
+           'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert', 'from_dict', 'parse_cli',
            'machine_fault', 'console', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
@@ -78,6 +78,19 @@ def nearest(
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return f" ({guess}known: {', '.join(sorted(known)) or 'none'})"
+
+# %% ../nbs/00_core.ipynb #c010b
+def import_named(
+    path:str, # `package.module:name`
+    option:str, # what it was given for, to begin the message with
+): # whatever has that name
+    "Import a class or function by its import path"
+    module, _, name = path.partition(":")
+    if not module or not name: raise ConfigError(f"{option}: '{path}' is not an import path; write it as package.module:Name")
+    try: found = importlib.import_module(module)
+    except ImportError as e: raise ConfigError(f"{option}: cannot import '{module}' ({e}); install it, or put it on PYTHONPATH") from e
+    if not hasattr(found, name): raise ConfigError(f"{option}: no '{name}' in {module}{nearest(name, [n for n in vars(found) if not n.startswith('_')])}")
+    return getattr(found, name)
 
 # %% ../nbs/00_core.ipynb #c012
 TMP_PREFIX = ".tmp-"

@@ -6,14 +6,16 @@
 __all__ = ['IMAGE_FAMILIES', 'TEXT_FAMILIES', 'SHARPNESS', 'TARGETS', 'MAX_PIXELS', 'MAX_SIDE', 'GRID', 'CONFUSIONS', 'OVERVIEW',
            'draw_families', 'gaussian_blur', 'motion_blur', 'downsample', 'jpeg', 'gaussian_noise', 'low_light',
            'colour_jitter', 'occlusion', 'crop', 'working_size', 'damage_image', 'similarity_map', 'damage_text',
-           'Corrupted', 'corrupt', 'image_sha256', 'manifest_row', 'corruption_manifest', 'CorruptConfig',
-           'gallery_samples', 'gallery_figure', 'gallery', 'main']
+           'run_own', 'own_kind', 'own_sources', 'Corrupted', 'corrupt', 'image_sha256', 'manifest_row',
+           'corruption_manifest', 'CorruptConfig', 'gallery_samples', 'gallery_figure', 'gallery', 'main']
 
 # %% ../nbs/03_corrupt.ipynb #c003
 import functools
 import hashlib
+import inspect
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
-from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, console, fingerprint, nearest, open_image, parse_cli,
+from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, console, fingerprint, import_named, nearest, open_image, parse_cli,
     progress, read_records, resolve_image, rng, sha256_text, write_jsonl, write_manifest)
 from .data import Problems
 from .ocr import find_images
@@ -37,7 +39,7 @@ TARGETS = ("pseudo_text", "question", "none")
 def draw_families(
     sample_id:str, # the sample that will be damaged
     seed:int=0, # the corruption seed
-    families=None, # None, a name, or several names; `image` and `text` stand for the drawn ones of that kind
+    families=None, # None, a name, or several; `image` and `text` stand for the drawn ones, `package.module:function` for one of your own
 )->tuple[tuple, tuple]: # image families and text families, each in the fixed order
     "The kinds of damage that a sample keeps at every level"
     r = rng("families", seed, sample_id)
@@ -47,10 +49,11 @@ def draw_families(
     asked = ("image", "text") if families is None else (families,) if isinstance(families, str) else families
     known = set()
     for f in asked:
-        if f not in (*drawn, *IMAGE_FAMILIES, *TEXT_FAMILIES):
-            raise ConfigError(f"unknown corruption family {f!r}{nearest(f, (*drawn, *IMAGE_FAMILIES, *TEXT_FAMILIES))}")
+        if ":" not in f and f not in (*drawn, *IMAGE_FAMILIES, *TEXT_FAMILIES):
+            raise ConfigError(f"unknown corruption family {f!r}{nearest(f, (*drawn, *IMAGE_FAMILIES, *TEXT_FAMILIES))}; one of your own is named as package.module:function")
         known.update(drawn.get(f, [f]))
-    return tuple(f for f in IMAGE_FAMILIES if f in known), tuple(f for f in TEXT_FAMILIES if f in known)
+    own = lambda kind: [f for f in sorted(known) if ":" in f and own_kind(f) == kind]
+    return tuple(f for f in (*IMAGE_FAMILIES, *own("image")) if f in known), tuple(f for f in (*TEXT_FAMILIES, *own("text")) if f in known)
 
 # %% ../nbs/03_corrupt.ipynb #c012
 def _unit(img)->float:
@@ -166,6 +169,8 @@ def damage_image(
     s, size = level*_SHARE[min(3, len(families))], clean.shape[1::-1]
     small = working_size(*size)
     out = clean if small == size else cv2.resize(clean, small, interpolation=cv2.INTER_AREA)
+    for f in families:
+        if ":" in f: out = run_own(f, out, s, rng(f, *key))
     for f in _ORDER:
         if f.__name__ in families: out = f(out, s, rng(f.__name__, *key))
     if small != size: out = cv2.resize(out, size, interpolation=cv2.INTER_LINEAR_EXACT)
@@ -225,11 +230,11 @@ def damage_text(
 )->str: # never equal to a non-empty `text`
     "Apply text families; about 0.95 × `level` of the words are lost or broken"
     if not text or not families: return text
-    share = 1 - (1 - 0.95*level)**(1/len(families))
+    share, built = 1 - (1 - 0.95*level)**(1/len(families)), [f for f in families if ":" not in f]
     count = lambda n: math.ceil(round(share*n, 9))
     words = list(re.finditer(r"\S+\s*", text))
     end = len(text) - count(len(text)) if "truncation" in families else len(text)
-    worst = {f: set(rng(f, *key).permutation(len(words))[:count(len(words))].tolist()) for f in families}
+    worst = {f: set(rng(f, *key).permutation(len(words))[:count(len(words))].tolist()) for f in built}
     first, choice = rng("characters", *key).random((2, len(text)))
     out = [text[:words[0].start()][:end] if words else text[:end]]
     for i, m in enumerate(words):
@@ -238,7 +243,62 @@ def damage_text(
         gap, bare = text[a + len(bare):min(b, end)], bare[:end - a]
         if i in worst.get("char_confusion", ()): bare = _break_word(bare, 0.25 + 0.5*level, first[a:b], choice[a:b])
         out.append(bare + gap)
-    return "".join(out) if "".join(out) != text else text[:-1]
+    out = "".join(out)
+    for f in families:
+        if ":" in f: out = run_own(f, out, level, rng(f, *key))
+    return out if out != text else text[:-1]
+
+# %% ../nbs/03_corrupt.ipynb #c045b
+def run_own(
+    path:str, # `package.module:function`
+    x, # pixels or text
+    s:float, # strength
+    r, # the generator to draw from
+): # damaged pixels or text
+    "Call a family of one's own, and see that it returns what it should"
+    f, is_text = import_named(path, "families"), isinstance(x, str)
+    try: out = f(x if is_text else x.copy(), s, r)
+    except Exception as e: raise ConfigError(f"families: {path} failed ({type(e).__name__}: {e}); mend the function") from e
+    shape = lambda a: f"{type(a).__name__} {getattr(a, 'dtype', '')} {list(getattr(a, 'shape', ''))}".removesuffix("  []")
+    if is_text and not isinstance(out, str): raise ConfigError(f"families: {path} returned {shape(out)}; a family of text returns text")
+    if not is_text and (not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (x.shape, x.dtype)):
+        raise ConfigError(f"families: {path} returned {shape(out)}; expected {shape(x)}, as it was given")
+    return out
+
+def own_kind(
+    path:str, # `package.module:function`
+)->str: # `image` or `text`
+    "What a family of one's own damages"
+    return _kind_of(import_named(path, "families"), path)
+
+# %% ../nbs/03_corrupt.ipynb #c045d
+_TRIAL = {"img": np.add.outer(np.arange(48), 3*np.arange(64))[..., None].repeat(3, 2).astype(np.uint8), "text": "Item 3 costs 24 EUR. Total: 1,205.50 EUR"}
+
+@functools.lru_cache
+def _kind_of(f, path:str)->str:
+    "`image` or `text`, by the name of the first argument; a function of another form, or one that is not repeatable, is refused"
+    try:
+        names = list(inspect.signature(f).parameters)
+        inspect.signature(f).bind(None, None, None)
+    except (TypeError, ValueError): names = ["?"]
+    if names[0] not in _TRIAL: raise ConfigError(f"families: {path} is not a function of img, s, r (pictures) or of text, s, r; name its first argument img or text")
+    x = _TRIAL[names[0]]
+    if not np.array_equal(*(run_own(path, x, 0.6, rng(path, "trial")) for _ in range(2))):
+        raise ConfigError(f"families: {path} gave two results for the same call; draw from the generator r only, and keep nothing between calls")
+    return "text" if names[0] == "text" else "image"
+
+def own_sources(
+    families, # names of families
+)->list[Path]: # the modules' files, to be hashed into manifests and keys of caches
+    "The files that hold those families that are one's own"
+    out = set()
+    for f in families or ():
+        if ":" not in f: continue
+        modules = {f.partition(":")[0], getattr(import_named(f, "families"), "__module__", "")} # the second where it is only passed on by the first
+        files = {Path(file) for m in modules if (file := getattr(sys.modules.get(m), "__file__", None))}
+        if not files: raise ConfigError(f"families: {f} is in no file, so that no manifest could say what it was; put the function into a module")
+        out |= files
+    return sorted(out)
 
 # %% ../nbs/03_corrupt.ipynb #c047
 @dataclass
@@ -275,7 +335,7 @@ def corrupt(
     image:Image.Image, # the clean image
     level:float, # 0 (identity) to 1 (worst)
     seed:int=0, # the corruption seed
-    families=None, # None for the sample's own draw; names of families, or `image`, `text`
+    families=None, # None for the sample's own draw; names of families, `image`, `text`, or `package.module:function`
     target:str="pseudo_text", # which text to damage: `pseudo_text`, `question` or `none`
 )->Corrupted: # the damaged sample
     "Damage one sample, the same way for every caller"
@@ -326,7 +386,7 @@ class CorruptConfig:
     image_root: str = "." # folder that image paths in a JSONL are relative to
     levels: list[float] = field(default_factory=lambda: [0.0, 0.2, 0.4, 0.6, 0.8]) # corruption levels, each from 0 to 1
     seed: int = 0 # corruption seed
-    families: list[str] = field(default_factory=list) # families by name, `image` or `text`; empty for each sample's own draw
+    families: list[str] = field(default_factory=list) # families by name, `image`, `text`, or your own as package.module:function; empty for each sample's own draw
     target: str = "pseudo_text" # text to damage: pseudo_text, question or none
     max_samples: int = 8 # at most so many samples, evenly spread over the source
 
@@ -398,7 +458,7 @@ def gallery(
     with atomic_path(out/"gallery.png") as p: gallery_figure(grid).savefig(p, dpi=110, format="png")
     rows, mark = corruption_manifest(rows)
     write_jsonl(out/"corruption.jsonl", rows); write_jsonl(out/"texts.jsonl", texts)
-    write_manifest(out, cfg, dict(corruption=cfg.seed, fingerprint=mark), paths, [out/"corruption.jsonl"])
+    write_manifest(out, cfg, dict(corruption=cfg.seed, fingerprint=mark), [*paths, *own_sources(cfg.families)], [out/"corruption.jsonl"])
     if len(paths) > len(grid): print(f"the overview shows the first {len(grid)} of {len(paths)} samples, {out/'images'} has all of them")
     bad.check()
     return out

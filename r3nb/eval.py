@@ -7,10 +7,10 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BLOCK', 'META', 'FR
            'parse_mode', 'SweepOptions', 'EvalConfig', 'modes_of', 'check_config', 'check_damage', 'levels_of',
            'conditions', 'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence',
            'Answer', 'flags_of', 'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key',
-           'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'rows_of', 'Part', 'Plan',
-           'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index', 'row_files', 'finish',
-           'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
-           'frozen_report', 'inputs_line', 'evaluate', 'main']
+           'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'same_own', 'by_length', 'rows_of',
+           'Part', 'Plan', 'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index',
+           'row_files', 'finish', 'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples', 'suffix_of',
+           'settings_of', 'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -32,6 +32,7 @@ from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summa
 from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
+from .corrupt import own_sources
 from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named
 from .frozen import Condition, FreshInputs, FrozenInputs, Pages, check_conditions, conditions_of, damage_key, reader_of
 from .metrics import score, task_metric
@@ -86,7 +87,7 @@ class SweepOptions:
     eval_mode: list[str] = field(default_factory=lambda: ["r3"]) # modes, for example base,base+text,lora,rag,r3,r3+shuffled,r3-gate
     corruption_levels: list[float] = field(default_factory=lambda: [0, 0.2, 0.4, 0.6, 0.8]) # levels between 0 and 1
     seeds: list[int] = field(default_factory=lambda: [0]) # corruption seeds; level 0 needs only the first
-    damage: list[str] = field(default_factory=lambda: ["drawn"]) # drawn (each sample's own draw, the pooled curve), image or text (that half of it), or a family's name
+    damage: list[str] = field(default_factory=lambda: ["drawn"]) # drawn (each sample's own draw, the pooled curve), image or text (that half of it), a family's name, or package.module:function
     ablation_mode: list[str] = field(default_factory=list) # further modes, such as r3-gate, that run at ablation_levels only
     ablation_levels: list[float] = field(default_factory=lambda: [0.6]) # levels of ablation_mode, some of corruption_levels
     clean_only: bool = False # evaluate level 0 only
@@ -444,6 +445,19 @@ def run_key(
                "frozen": read_json(Path(cfg.frozen)/"manifest.json").get("fingerprint") if cfg.frozen else None}
     return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
 
+# %% ../nbs/08_eval.ipynb #c040y
+def same_own(
+    damage:list[str], # what is damaged
+    out:Path, # folder of a run
+)->None:
+    "Keep the digests of families of one's own; refuse a folder with rows of one whose code has changed"
+    file = Path(out)/"own_families.json"
+    had = read_json(file) if file.is_file() else {}
+    now = {f: fingerprint([sha256_file(p) for p in own_sources([f])]) for f in damage if ":" in f}
+    changed = [f for f in now if had.get(f, now[f]) != now[f]]
+    if changed: raise ConfigError(f"{out}: its rows of {changed[0]} were made by other code than is there now; evaluate into another out_dir")
+    if now: write_json(file, had | now)
+
 # %% ../nbs/08_eval.ipynb #c042
 def by_length(
     cases:list[Case], # cases to answer
@@ -603,6 +617,7 @@ def sweep(
     if us.leads:
         if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
         run_dir_fresh(out, run_key(cfg))
+        same_own(cfg.damage, out)
         (out/SUMMARY).unlink(missing_ok=True)
     us.wait()
     done = {k for f in row_files(out, "predictions") for _, r in read_partial(f) if (k := row_key(r)) in plan}
@@ -768,7 +783,7 @@ def evaluate(
     save_examples(cfg)
     write_json(out/SUMMARY, summary)
     if cfg.out_json: write_json(cfg.out_json, summary)
-    inputs = [p for p in (cfg.val_jsonl, cfg.index_dir, cfg.checkpoint_dir, cfg.lora_checkpoint_dir, cfg.model_name) if p and Path(p).exists()]
+    inputs = [p for p in (cfg.val_jsonl, cfg.index_dir, cfg.checkpoint_dir, cfg.lora_checkpoint_dir, cfg.model_name) if p and Path(p).exists()] + own_sources(cfg.damage)
     write_manifest(out, cfg, {"corruption": cfg.seeds, "sample": cfg.sample_seed}, inputs, [path, out/"corruption.jsonl", out/SUMMARY])
     return summary
 

@@ -133,15 +133,18 @@ def sibling_figure(
     if not len(rows): return None
     pairs = list(dict.fromkeys(zip(rows.a, rows.b, strict=True)))
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, len(pairs), figsize=(2.1 * len(pairs) + .8, 2.9), sharey=True, squeeze=False)
-        for ax, (a, b) in zip(axes[0], pairs, strict=True):
+        n = min(3, len(pairs)) # more in one row would be too small to read
+        fig, axes = plt.subplots(-(-len(pairs) // n), n, figsize=(2.1 * n + .8, 2.3 * -(-len(pairs) // n) + .6), sharey=True, sharex=True, squeeze=False)
+        for ax in axes.flat[len(pairs):]: ax.set_axis_off()
+        for ax, (a, b) in zip(axes.flat, pairs, strict=False):
             for has, color, line, marker in ((True, "blue", "-", "o"), (False, "orange", "--", "s")):
                 g = rows[(rows.a == a) & (rows.b == b) & (rows.has_sibling == has)].sort_values("level")
                 ax.plot(g.level, 100 * g.estimate, color=INK[color], linestyle=line, marker=marker, markersize=4, label="sibling in train" if has else "no sibling")
                 ax.fill_between(g.level, 100 * g.low, 100 * g.high, color=INK[color], alpha=.15, linewidth=0)
             ax.axhline(0, color="black", linewidth=.8)
-            ax.set(title=f"{a} − {b}", xlabel="damage λ", xticks=summary["levels"])
-        axes[0][0].set_ylabel("gain in points")
+            ax.set(title=f"{a} − {b}", xticks=summary["levels"])
+        for ax in axes[-1]: ax.set_xlabel("damage λ")
+        for row in axes: row[0].set_ylabel("gain in points")
         fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 

@@ -37,7 +37,7 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text,
                        worker_pool, write_json, write_jsonl, write_manifest)
-from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row
+from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_kind, own_sources
 from .corrupt import main as gallery_main
 from .data import stratified_sample
 from .ocr import engine_label, load_engine
@@ -47,7 +47,7 @@ DAMAGES = ("drawn", "image", "text", *IMAGE_FAMILIES, *TEXT_FAMILIES)
 
 class Condition(NamedTuple):
     "What is done to every sample of a set"
-    damage:str # `drawn`, `image`, `text` or a family
+    damage:str # `drawn`, `image`, `text` or a family, one's own among them
     level:float # 0 (identity) to 1 (worst)
     seed:int # the corruption seed
 
@@ -77,10 +77,11 @@ def check_conditions(
     if text_damage == "reocr" and target != "pseudo_text":
         raise ConfigError(f"text_damage reocr reads the page's text again, but the text to damage is '{target}'; use pseudo_text, or text_damage simulated")
     for d in damage:
-        if d not in DAMAGES: raise ConfigError(f"damage: unknown '{d}'{nearest(d, DAMAGES)}")
-        if d in TEXT_FAMILIES and text_damage == "reocr":
+        if ":" not in d and d not in DAMAGES: raise ConfigError(f"damage: unknown '{d}'{nearest(d, DAMAGES)}; one of your own is named as package.module:function")
+        simulated = d in TEXT_FAMILIES or ":" in d and own_kind(d) == "text"
+        if simulated and text_damage == "reocr":
             raise ConfigError(f"damage: '{d}' is simulated, and text_damage reocr reads what is left on the page; use drawn, image, text or an image family")
-        if d in ("text", *TEXT_FAMILIES) and target == "none":
+        if (simulated or d == "text") and target == "none":
             raise ConfigError(f"damage: '{d}' changes nothing when the text to damage is none; choose pseudo_text or question, or leave '{d}' out")
 
 # %% ../nbs/03_frozen.ipynb #c014
@@ -275,7 +276,7 @@ class FreezeConfig:
     image_root: str = "." # folder that the records' image paths start from
     levels: list[float] = field(default_factory=lambda: [0.0, 0.2, 0.4, 0.6, 0.8]) # corruption levels, each from 0 to 1
     seeds: list[int] = field(default_factory=lambda: [0]) # corruption seeds; level 0 needs only the first
-    damage: list[str] = field(default_factory=lambda: ["drawn"]) # drawn (each sample's own draw), image or text (that half of it), or a family's name
+    damage: list[str] = field(default_factory=lambda: ["drawn"]) # drawn (each sample's own draw), image or text (that half of it), a family's name, or package.module:function
     target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
     text_damage: Literal["simulated", "reocr"] = "simulated" # damaged text is simulated, or read in the damaged page by OCR
     max_samples: int = 0 # size of a stratified sample of questions; 0 takes all
@@ -397,7 +398,7 @@ def freeze_key(
     "A fingerprint of all that a frozen set depends on"
     aside = ("jsonl", "image_root", "out", "ocr_cache", "workers", "levels", "seeds", "damage")
     options = {k: v for k, v in asdict(cfg).items() if k not in aside} | {"conditions": sorted(conditions_of(cfg.damage, cfg.levels, cfg.seeds))}
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")]
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")] + [sha256_file(f) for f in own_sources(cfg.damage)]
     return fingerprint([options, sha256_file(cfg.jsonl), code, [version(p) for p in ("numpy", "opencv-python-headless", "pillow", "datasets", "rapidocr")]])
 
 def freeze_records(
@@ -427,7 +428,7 @@ def finish_set(
     text = "simulated on the clean text by the families of text" if cfg.text_damage == "simulated" else \
         f"read in each damaged page by {reader_of(cfg, cfg.out).label}; families of text do not apply"
     seeds = {"corruption": cfg.seeds, "sample": cfg.sample_seed}
-    made = read_json(write_manifest(folder, cfg, seeds, [cfg.jsonl], [folder/"corruption.jsonl"]))
+    made = read_json(write_manifest(folder, cfg, seeds, [cfg.jsonl, *own_sources(cfg.damage)], [folder/"corruption.jsonl"]))
     write_json(folder/"manifest.json", made | {
         "fingerprint": mark, "samples": sum(len(s.records) for s in shards if s.condition == shards[0].condition),
         "rows": sum(len(s.records) for s in shards), "conditions": list(dict.fromkeys(s.condition for s in shards)), "target": cfg.target,

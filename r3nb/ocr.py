@@ -11,7 +11,6 @@ __all__ = ['LONG', 'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'reading_order', '
 
 # %% ../nbs/02_ocr.ipynb #c003
 import fcntl
-import importlib
 import json
 import os
 import re
@@ -30,7 +29,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, nearest, open_image,
+from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, import_named, open_image,
                        parse_cli, progress, read_jsonl, sha256_file, sha256_text, worker_pool, write_jsonl)
 from .data import check_cache_row, in_threads
 
@@ -190,13 +189,8 @@ def load_engine(
     args:dict|None=None, # keyword arguments of the class
 )->OCREngine:
     "Import an engine class and make an instance"
-    module, _, name = path.partition(":")
-    if not module or not name: raise ConfigError(f"engine: '{path}' is not an import path; write it as package.module:Class")
-    try: found = importlib.import_module(module)
-    except ImportError as e: raise ConfigError(f"engine: cannot import '{module}' ({e}); install it, or put it on PYTHONPATH") from e
-    public = [n for n in vars(found) if not n.startswith("_")]
-    if not hasattr(found, name): raise ConfigError(f"engine: no '{name}' in {module}{nearest(name, public)}")
-    try: engine = getattr(found, name)(**(args or {}))
+    kind = import_named(path, "engine")
+    try: engine = kind(**(args or {}))
     except ImportError as e: raise ConfigError(f"engine: {path} needs a package that is not there ({e}); install it") from e
     except (TypeError, ValueError) as e: raise ConfigError(f"engine: {path} does not accept {args or 'no arguments'} ({e})") from e
     for member in ("name", "version"):

@@ -42,7 +42,7 @@ CSS = ("<style>.r3{font:13px/1.45 system-ui,sans-serif;max-width:1100px}.r3 h4{m
        ".r3 figure{margin:0;max-width:202px}.r3 figcaption{font-size:12px;opacity:.8}.r3 img{max-width:100%;height:auto;border:1px solid #8886;background:#fff;display:block}"
        ".r3 table{border-collapse:collapse}.r3 td,.r3 th{padding:3px 10px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}.r3 th{font-weight:600}"
        ".r3 .text{border-left:3px solid #8886;padding:4px 10px;margin:4px 0;overflow-wrap:anywhere}.r3 mark{background:#E69F0055;color:inherit;border-bottom:2px dotted #D55E00}"
-       ".r3 del{opacity:.55}.r3 .card{width:160px;border:1px solid #8886;border-radius:6px;padding:8px}.r3 .tag{display:inline-block;border:1px solid;border-radius:9px;padding:0 7px;margin:2px 4px 2px 0;font-size:12px}"
+       ".r3 del{opacity:.65}.r3 .card{width:160px;border:1px solid #8886;border-radius:6px;padding:8px}.r3 .tag{display:inline-block;border:1px solid;border-radius:9px;padding:0 7px;margin:2px 4px 2px 0;font-size:12px}"
        ".r3 .bar{display:flex;align-items:center;gap:8px;margin:2px 0}.r3 .bar>span{flex:0 0 130px}.r3 .bar i{display:block;height:12px;min-width:1px}.r3 .bar>div{flex:0 1 220px;background:#8883}"
        ".r3 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0;padding:8px;border:1px solid #8886;background:transparent;color:inherit}.r3 summary{cursor:pointer}</style>")
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS, WORK, OUT = ROOT/"nbs", ROOT/"_proc", ROOT/"_docs"
 FOLDERS = ("howto", "tutorials") # folders of nbs whose notebooks are pages, beside those of nbs itself
 LEFT_OUT = {"explore"} # notebooks that only live in a running Jupyter
+PROSE = {"index", "method", "results"} # pages for readers: their code is folded
 REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 SHOW = re.compile(r"^show_doc\(([\w.]+)\)$")
 LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
@@ -129,7 +130,7 @@ def convert(cell, page):
     says = cell.get("directives", {})
     if cell["kind"] != "code" or HIDDEN & says.keys(): return
     source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
-    tags = ["hide-input"] if {"export", "exports", "exporti"} & says.keys() else ["remove-input"] if says.get("echo") == "false" else []
+    tags = ["remove-input"] if says.get("echo") == "false" else ["hide-input"] if page in PROSE or {"export", "exports", "exporti"} & says.keys() else []
     outputs = [o for o in map(output, cell["outputs"]) if o]
     if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
 
@@ -156,6 +157,7 @@ def links(source, page):
         target = (NBS/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
         if target in set(notebooks().values()): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
         if target.name in OWN: return f"]({OWN[target.name]})"
+        if target.suffix == ".md" and target.is_relative_to(ROOT/"docs"): return f"](/{target.relative_to(ROOT/'docs')}{m[2] or ''})"
         if target.suffix in (".png", ".svg") and target.is_relative_to(NBS): return f"](/{target.relative_to(NBS)})"
         return f"]({REPOSITORY}/blob/main/{target.relative_to(ROOT)})" if target.is_relative_to(ROOT) and target.exists() else m[0]
     return LINK.sub(one, source)
@@ -176,10 +178,10 @@ def reference(module, name):
     takes = ", ".join(STARS.get(v.get("kind"), "") + p + ("" if v["default"] is empty else f"={default(v['default'])}") for p, v in notes.items())
     says = (thing.__doc__ or "").strip()
     lines = [f"::::{{py:{kind}}} {name}" + (f"({takes})" if takes or kind in ("function", "method") else ""), f":module: r3nb.{module}", "", "" if says.startswith(f"{name}(") else says, ""]
-    if any(any(row[1:]) for row in rows):
-        shown = [i for i, head in enumerate(HEADS) if not head or i == 0 or any(row[i] for row in rows)]
+    if any(row[-1] for row in rows): # the rest is in the signature
+        shown = [i for i, head in enumerate(HEADS) if any(row[i] for row in rows)]
         lines += ["| " + " | ".join(row[i] for i in shown) + " |" for row in (HEADS, ["---"]*4, *rows)] + [""]
-    if kind in ("function", "method") and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".rstrip(), ""]
+    if kind in ("function", "method") and result and (result["docment"] or kind_of(result["anno"])): lines += [f"**Returns** {code(kind_of(result['anno']))} {bar(result['docment'])}".replace("\\|", "|").rstrip(), ""]
     return "\n".join([*lines, "::::"])
 
 
@@ -197,7 +199,7 @@ def default(v):
 
 
 def code(text): return f"`` {text} ``".replace("|", "\\|") if text else ""
-def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", (text or "").replace("<", "&lt;")).strip()
+def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", re.sub(r"`[^`]*`|<", lambda m: "&lt;" if m[0] == "<" else m[0], text or "")).strip()
 
 
 # Site --------------------------------------------------------------------------------------------------------------------------------

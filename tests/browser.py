@@ -160,7 +160,7 @@ def free_port():
 
 
 @contextmanager
-def serving(command, url, log, wait=90, **options):
+def serving(command, url, log, wait=180, **options):
     "A server in a process group of its own, up when `url` answers, with a page or with an error"
     with open(log, "w") as out: process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
     try:
