@@ -971,6 +971,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError: # `r3nb_study status … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 # %% ../nbs/11_study.ipynb #c080
 if __name__ == "__main__" and "__file__" in globals(): main()
