@@ -71,7 +71,8 @@ r3nb_compare runs/demo/pair --mode_a r3 --mode_b rag
 
 # r3nb_submission
 python -m r3nb.explorer --out_dir runs/demo/world
-r3nb_eval --model_name r3nb/assets/tiny-qwen3vl --checkpoint_dir r3nb/shipped/tiny-r3 --val_jsonl runs/demo/world/unified/infovqa_unified_val.jsonl --image_root runs/demo/world/raw --index_dir runs/demo/world/index --eval_mode r3 --clean_only --out_dir runs/demo/infovqa
+sed 's/"mini-/"/' runs/demo/world/unified/infovqa_unified_val.jsonl > runs/demo/infovqa.jsonl  # the server knows questions by number
+r3nb_eval --model_name r3nb/assets/tiny-qwen3vl --checkpoint_dir r3nb/shipped/tiny-r3 --val_jsonl runs/demo/infovqa.jsonl --image_root runs/demo/world/raw --index_dir runs/demo/world/index --eval_mode r3 --clean_only --out_dir runs/demo/infovqa
 r3nb_submission runs/demo/infovqa/predictions.jsonl --out runs/demo/submission.json
 
 # r3nb_corrupt
