@@ -748,12 +748,12 @@ def waste_of(
     return found
 
 def remove_waste(w:Waste)->None:
-    "Remove the files of a stage; a kill in the middle leaves a folder that the next run empties"
+    "Remove the files of a stage, first those that make it count as finished; a kill in the middle leaves a folder that the next run empties"
     here = w.home/w.stage
     if w.link: here.unlink(); return
     if ".key" in w.files:
         with atomic_path(here/".key") as p: p.write_text("emptying")
-    for name in sorted(w.files, key=lambda n: n == ".key"): (here/name).unlink(missing_ok=True)
+    for name in sorted(w.files, key=lambda n: (n == ".key", n not in TARGETS)): (here/name).unlink(missing_ok=True)
     for at, _, _ in os.walk(here, topdown=False):
         if not os.listdir(at): os.rmdir(at)
 
