@@ -340,6 +340,7 @@ def _tees(log):
     finally:
         for t in tees: t.close()
 
+# %% ../nbs/11_study.ipynb #c043e
 def execute(
     stage:Stage, # what to execute
     out:Path, # the stage's folder in the run
@@ -388,6 +389,7 @@ def read_book(
     if not isinstance(book, dict) or not all(isinstance(e, dict) for e in book.values()): raise ConfigError(f"{path}: damaged; delete this file and run again")
     return book
 
+# %% ../nbs/11_study.ipynb #c045n
 @contextmanager
 def noted(
     folder:Path, # the folder of a run
@@ -620,6 +622,7 @@ def code_changes(
     return [f"code: {shown(k)} {'changed' if k in then and k in now else 'is needed now' if k in now else 'is no longer needed'}"
             for k in sorted(then | now) if then.get(k) != now.get(k)]
 
+# %% ../nbs/11_study.ipynb #c066r
 def reasons(
     run:Run, # the run
     stage:Stage, # one that it makes itself
@@ -658,6 +661,7 @@ def _state(here:Path, entry:dict, busy:bool)->str:
     state = entry.get("state") or ("failed" if (here/"notebook.failed.ipynb").exists() else "started" if (here/"notebook.partial.ipynb").exists() else "done" if here.is_dir() else "")
     return {"": "never run", "done": "stale", "started": "running" if busy else "interrupted"}.get(state, state)
 
+# %% ../nbs/11_study.ipynb #c066s
 def survey(
     runs:list[Run], # the runs of a study, in order
     busy:bool=False, # is a study running in this folder?
@@ -747,6 +751,7 @@ def waste_of(
                 found.append(Waste(home, name, mine, [p for p in there if p not in mine]))
     return found
 
+# %% ../nbs/11_study.ipynb #c066w
 def remove_waste(w:Waste)->None:
     "Remove the files of a stage, first those that make it count as finished; a kill in the middle leaves a folder that the next run empties"
     here = w.home/w.stage
@@ -809,6 +814,7 @@ class ListConfig:
     profiles: str = "runs/profiles" # the folder of the profiles
     stages: str = "nbs/stages" # the folder of the stage notebooks
 
+# %% ../nbs/11_study.ipynb #c067p
 def pick_stages(
     names:list[str], # as typed by a person
     stages:list[Stage], # all stages
