@@ -718,8 +718,9 @@ def progress(
 )->tqdm: # the same items, with a bar
     "A plain progress bar on the error stream, fit for terminals, notebooks and log files"
     live = getattr(sys.stderr, "isatty", lambda: False)()
-    file = sys.stderr if redraws(sys.stderr) or REDRAW in os.environ else Lines(sys.stderr)
-    return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 2, dynamic_ncols=live, file=file, disable=quiet)
+    drawn = redraws(sys.stderr) or REDRAW in os.environ
+    return tqdm(iterable, desc=desc, total=total, unit=f" {unit}", ascii=True, mininterval=1 if live else 2, disable=quiet,
+        file=sys.stderr if drawn else Lines(sys.stderr), ncols=shutil.get_terminal_size((100, 24)).columns - 1 if drawn else None)
 
 # %% ../nbs/00_core.ipynb #c076
 def _watch_parent():

@@ -434,11 +434,16 @@ def test_bars_in_a_notebook_its_log_and_a_redirected_study(tmp_path):
     assert seen.count("count:") == 1 and "80/80" in seen
 
 
-def test_a_bar_in_a_terminal_is_one_line(tmp_path):
+@pytest.mark.parametrize("columns", [0, 70])
+def test_a_bar_in_a_terminal_is_one_line(tmp_path, columns):
+    import fcntl
     import pty
+    import struct
+    import termios
     lab = Lab(tmp_path, {"0_make": ("n = 1", BARS)})
     ours, theirs = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdout=theirs, stderr=theirs)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24*bool(columns), columns, 0, 0))
+    child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdin=theirs, stdout=theirs, stderr=theirs, env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
     os.close(theirs)
     text = b""
     try:
@@ -448,6 +453,7 @@ def test_a_bar_in_a_terminal_is_one_line(tmp_path):
     assert child.wait() == 0
     lines = [l for l in text.decode().replace("\r\n", "\n").split("\n") if "count:" in l]
     assert len(lines) == 1 and len(lines[0].split("\r")) > 3 and lines[0].split("\r")[-1].startswith("count: 100%")
+    assert max(map(len, lines[0].split("\r"))) < (columns or 100)
 
 
 def test_lost_ledger_finds_results_in_place(lab, capsys):
