@@ -268,6 +268,7 @@ def noisy_queries(
     queries = np.concatenate(queries)
     return np.concatenate(own), (queries / np.linalg.norm(queries, axis=1, keepdims=True).clip(1e-9)).astype("float32")
 
+# %% ../nbs/04_ann.ipynb #b039
 def exact_top(
     path: str | Path, # .npy file of unit vectors
     queries: np.ndarray, # [m, d]
@@ -325,6 +326,7 @@ def turn(index, name: str, value: int):
     "Set the search parameter of a structure."
     if name: faiss.ParameterSpace().set_index_parameter(index, name, value)
 
+# %% ../nbs/04_ann.ipynb #b044
 def tune(
     index, # a filled FAISS index; its parameter is set
     path: str | Path, # .npy file of its vectors

@@ -46,6 +46,7 @@ class AuditConfig:
         if not self.levels or not all(0 <= v <= 1 for v in self.levels): raise ConfigError(f"levels are {self.levels}, expected numbers from 0 to 1")
         if self.max_queries < 0: raise ConfigError(f"max_queries is {self.max_queries}, expected 0 or more")
 
+# %% ../nbs/10_audit.ipynb #b008
 def records_by_split(
     cfg: AuditConfig, # names the files
     image_root: Path # folder of the pictures
@@ -145,6 +146,7 @@ def recall_rows(split: str, level: float, verdicts: list[dict]) -> list[dict]: #
             rows.append(dict(split=split, level=level, target=target, channel=c, questions=len(picked)) | {k: mean(p[c][k] for p in picked) for k in picked[0][c]})
     return rows
 
+# %% ../nbs/10_audit.ipynb #b017
 def measure(index: EvidenceIndex, splits: dict[str, list], cfg: AuditConfig) -> tuple[list[dict], list[dict]]: # rows about answers, rows about recall
     "Search for a draw of questions of each split at each level."
     answers, recalls = [], []
@@ -190,6 +192,7 @@ def markdown(rows: list[dict]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([shown(r[k]) for k in rows[0]] for r in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
+# %% ../nbs/10_audit.ipynb #b023
 BARS = {"own page": ("grey", ""), "text": ("orange", "//"), "image": ("sky", ".."), "either": ("blue", ""), "random": ("vermilion", "xx")}
 
 def answer_panel(ax, rows: list[dict]):
@@ -213,6 +216,7 @@ def recall_panel(ax, rows: list[dict]):
     ax.set(xlabel="pages k", ylabel="recall@k", ylim=(-.02, 1.02))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
+# %% ../nbs/10_audit.ipynb #b023a
 def audit_figure(answers: list[dict], recalls: list[dict], levels: list[float]): # a figure
     "One row per level of damage: answers in the evidence, and recall."
     with plt.rc_context(STYLE):

@@ -599,6 +599,7 @@ def groups_of(
         if columns:
             for values, g in part.dropna(subset=columns).groupby(columns): yield name | dict(zip(columns, map(str, values), strict=True)), g
 
+# %% ../nbs/07_compare.ipynb #e012
 def compare_modes(
     a:pd.DataFrame, # answers of one mode
     b:pd.DataFrame, # answers of another

@@ -329,6 +329,7 @@ def still_true(plan: Path, jsonl_sha: str, image_root: str | Path) -> bool:
         if (stat.st_size, stat.st_mtime_ns) != (item["size"], item["mtime"]): return False
     return True
 
+# %% ../nbs/04_documents.ipynb #b034
 def shared_plan(
     out_dir: str | Path, # folder of the index
     jsonl: str | Path, # unified records

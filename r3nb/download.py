@@ -37,6 +37,7 @@ from io import BytesIO
 from math import isfinite
 from pathlib import Path
 
+# %% ../nbs/01_download.ipynb #b004
 import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +48,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_ob
 from PIL import Image
 from yaml import YAMLError
 
+# %% ../nbs/01_download.ipynb #b004a
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, atomic_path, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_jsonl, run_dir_fresh, sha256_file, worker_pool, write_json, write_jsonl)
 from .data import SPLITS, DatasetSpec, HubSource, dataset_spec, markdown_table
@@ -368,6 +370,7 @@ class Shard:
     @cached_property
     def rows(self)->int: return sum(self.groups)
 
+# %% ../nbs/01_download.ipynb #b044
 def fetch_shard(
     job:Job, # the split it belongs to
     retries:int, # further attempts after a fault that may pass
@@ -546,6 +549,7 @@ def decode_split(
         bar.close()
     return shards
 
+# %% ../nbs/01_download.ipynb #b060
 def _expected(shards, n, declared, limit)->int:
     "How many rows a split will have"
     rows = declared or round(sum(s.rows for s in shards) * n / len(shards))
@@ -800,6 +804,7 @@ def _download_jobs(todo:list[Job], licences:dict, cfg:DownloadConfig)->None:
                 _note_absent(j, read_made(j.out, cfg.dataset), e)
             else: fetch_split(j, files, declared.get(name), licences[j.place], pool, cfg)
 
+# %% ../nbs/01_download.ipynb #b080
 def download(
     cfg:DownloadConfig, # what to download, and where to
 )->dict: # the manifest
@@ -875,6 +880,7 @@ def to_safetensors(
         save_file({k: v.clone().contiguous() for k, v in state.items()}, p, metadata={"format": "pt"})
     old.unlink()
 
+# %% ../nbs/01_download.ipynb #b093
 def fetch_weights(
     place:Place, # the model at a commit
     names:list[str], # the files of the repository
@@ -955,6 +961,7 @@ def fetch_model(
     shutil.rmtree(work)
     print(f"{m.folder}: {len(made['models'][m.folder]['files'])} files from {place}")
 
+# %% ../nbs/01_download.ipynb #b098
 def models(
     cfg:ModelsConfig, # what to download, and where to
 )->dict: # the manifest

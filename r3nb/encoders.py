@@ -70,6 +70,7 @@ def block_workers() -> int:
     if not torch.cuda.is_available(): return min(32, torch.get_num_threads())
     return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
+# %% ../nbs/04_encoders.ipynb #b013
 class TextEncoder:
     "Texts in, unit vectors out."
     def __init__(self,

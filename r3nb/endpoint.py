@@ -105,6 +105,7 @@ def refusal(
     if isinstance(e, openai.NotFoundError):
         return EndpointError(f"{at} does not know the address or the model '{cfg.model_name}' ({why}); check --endpoint and --model_name")
 
+# %% ../nbs/08_endpoint.ipynb #b016
 def models_at(
     cfg, # options of the run
     retries:int=4, # further attempts

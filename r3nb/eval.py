@@ -9,7 +9,7 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BLOCK', 'META', 'FR
            'Answer', 'flags_of', 'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key',
            'read_partial', 'append_rows', 'make_row', 'content_of', 'run_key', 'by_length', 'rows_of', 'Part', 'Plan',
            'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'sweep', 'open_index', 'row_files', 'finish',
-           'save_case', 'save_gallery', 'save_examples', 'page_paths', 'copy_page', 'suffix_of', 'settings_of',
+           'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
            'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
@@ -144,6 +144,7 @@ def modes_of(
     if not cfg.eval_mode: raise ConfigError(f"eval_mode is empty; name at least one of {', '.join(MODES)}")
     return [parse_mode(m) for m in dict.fromkeys(names)]
 
+# %% ../nbs/08_eval.ipynb #b014
 def check_config(
     cfg:EvalConfig, # options of the run
 )->list[Mode]: # its modes
@@ -225,6 +226,7 @@ class Case:
     damage: str = "drawn" # what was damaged
     row: dict|None = None # what identifies the damaged input
 
+# %% ../nbs/08_eval.ipynb #b022
 def open_inputs(
     cfg:EvalConfig, # options of the run
 )->FreshInputs|FrozenInputs:
@@ -312,6 +314,7 @@ def same_pictures(a, b)->bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(same_pictures, a, b))
     return a is b
 
+# %% ../nbs/08_eval.ipynb #b030
 class Readers:
     "The models of a run: each is opened when first needed, and shared by all modes with its weights"
     def __init__(self,
@@ -474,6 +477,7 @@ class Part:
     block: list # all records of the block
     todo: list # (`Mode`, ids of the samples that it has not answered)
 
+# %% ../nbs/08_eval.ipynb #b043
 @dataclass
 class Plan:
     "Which rows belong to a run"
@@ -673,6 +677,21 @@ def save_gallery(
     return [save_case(folder, f"{ds}_{level:g}", damage([r], what if level else "drawn", level, cfg.seeds[0], cfg, inputs)[0])
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
+# %% ../nbs/08_eval.ipynb #b086
+def page_paths(cfg:EvalConfig)->dict:
+    "Where the image of each indexed page is"
+    index = open_index(cfg)
+    return {} if index is None else dict(zip(index.docs["image_id"].to_pylist(), index.docs["image_path"].to_pylist(), strict=True))
+
+def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
+    "Save a small picture of an evidence page"
+    name = re.sub(r"\W+", "_", e["image_id"]) + ".png"
+    if not (folder/name).exists():
+        im = open_image(resolve_image(cfg.image_root, pages[e["image_id"]]))
+        im.thumbnail((400, 400))
+        with atomic_path(folder/name) as p: im.save(p, format="png")
+    return e | {"image": name}
+
 # %% ../nbs/08_eval.ipynb #c086
 def save_examples(
     cfg:EvalConfig, # options of a finished run
@@ -696,20 +715,6 @@ def save_examples(
         out.append(entry)
     write_json(folder/"examples.json", {"gallery": save_gallery(cfg, folder, list(by_id.values()), inputs), "cases": out})
     return folder
-
-def page_paths(cfg:EvalConfig)->dict:
-    "Where the image of each indexed page is"
-    index = open_index(cfg)
-    return {} if index is None else dict(zip(index.docs["image_id"].to_pylist(), index.docs["image_path"].to_pylist(), strict=True))
-
-def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
-    "Save a small picture of an evidence page"
-    name = re.sub(r"\W+", "_", e["image_id"]) + ".png"
-    if not (folder/name).exists():
-        im = open_image(resolve_image(cfg.image_root, pages[e["image_id"]]))
-        im.thumbnail((400, 400))
-        with atomic_path(folder/name) as p: im.save(p, format="png")
-    return e | {"image": name}
 
 # %% ../nbs/08_eval.ipynb #c087a
 VERSIONS = ("r3nb", "torch", "transformers", "tokenizers", "peft", "numpy") # packages that can change an answer

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'LOOK', 'STYLE', 'NAMES', 'CLASS_NAMES', 'CONTROLS', 'LEFT_OUT', 'CAPTIONS', 'look', 'save', 'curve',
            'robustness_figure', 'damage_figure', 'ablation_figure', 'sibling_figure', 'gate_figure',
-           'calibration_figure', 'training_figure', 'add_level', 'overlay', 'gallery_figure', 'answer_lines',
-           'example_figure', 'plain', 'main_cells', 'markdown_table', 'latex_table', 'difference_table',
+           'calibration_figure', 'training_figure', 'add_level', 'overlay', 'gallery_entries', 'gallery_figure',
+           'answer_lines', 'plain', 'example_figure', 'main_cells', 'markdown_table', 'latex_table', 'difference_table',
            'robustness_md', 'class_md', 'damage_md', 'power_md', 'effect', 'controls_md', 'settings_md',
            'confidence_sentences', 'Claim', 'points', 'judge', 'differences', 'sibling_claim', 'claims',
            'shuffled_claim', 'rag_sentence', 'selection_sentences', 'ablation_sentences', 'ReportConfig', 'load_log',
@@ -231,12 +231,18 @@ def overlay(ax, folder, entry, title):
     ax.set_title(title, fontsize=8)
     ax.set_axis_off()
 
+def gallery_entries(
+    folder, # the `examples` folder of an evaluation
+)->tuple[list[dict], list[str], list[float]]: # entries, and their datasets and levels in order
+    "The pages that an evaluation has put aside for its gallery"
+    entries = read_json(Path(folder)/"examples.json")["gallery"]
+    return entries, sorted({e["dataset"] for e in entries}), sorted({e["level"] for e in entries})
+
 def gallery_figure(
     folder, # the `examples` folder of an evaluation
 ): # a figure
     "One page of each dataset through all levels, with confidence maps"
-    entries = read_json(Path(folder)/"examples.json")["gallery"]
-    names, levels = sorted({e["dataset"] for e in entries}), sorted({e["level"] for e in entries})
+    entries, names, levels = gallery_entries(folder)
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(len(names), len(levels), figsize=(1.75 * len(levels), 2.3 * len(names)), squeeze=False)
         for e in entries:
@@ -254,6 +260,11 @@ def answer_lines(case:dict)->str:
     if gates: lines.append("gate: text {:.2f}, image {:.2f}, own page {:.2f}".format(*gates))
     return "\n".join(lines)
 
+def plain(s:str)->str:
+    "Text without the dollar signs that matplotlib would read as mathematics"
+    return s.replace("$", r"\$")
+
+# %% ../nbs/09_figures.ipynb #b028
 def example_figure(
     folder, # the `examples` folder of an evaluation
     case:dict, # one entry of its `cases`
@@ -275,10 +286,6 @@ def example_figure(
             ax.text(.5, -.02, fill(e["text"], 34, 3), transform=ax.transAxes, ha="center", va="top", fontsize=6)
         fig.subplots_adjust(left=.01, right=.99, top=.92, bottom=.14, wspace=.08)
     return fig
-
-def plain(s:str)->str:
-    "Text without the dollar signs that matplotlib would read as mathematics"
-    return s.replace("$", r"\$")
 
 # %% ../nbs/09_figures.ipynb #c032
 def main_cells(
@@ -614,6 +621,7 @@ def report_md(
              "## Settings", settings_md(summary)]
     return "\n\n".join(parts) + "\n"
 
+# %% ../nbs/09_figures.ipynb #b051
 def write_report(
     cfg:ReportConfig, # options
 )->dict: # name -> file

@@ -126,6 +126,7 @@ class Parts:
         "The files that hold vectors of one kind."
         return [folder / name for folder in [*self.shares, *([self.base] if self.base else [])]]
 
+# %% ../nbs/04_indices.ipynb #b014
 class Spread:
     "How far the values of each column of many chunks spread; looks no further once they do."
     def __init__(self): self.low, self.high = np.inf, -np.inf
@@ -133,6 +134,7 @@ class Spread:
         if self.width() < 1e-6: self.low, self.high = np.minimum(self.low, chunk.min(0)), np.maximum(self.high, chunk.max(0))
     def width(self) -> float: return float(np.max(self.high - self.low))
 
+# %% ../nbs/04_indices.ipynb #b014a
 def join_parts(parts: Parts, folder: Path) -> dict[str, str]: # file -> sha256 of its content
     "Write the vectors and hashes of all documents, in their order, and copy the pages."
     text, image, spread = parts.sources("text_item.npy"), parts.sources("image_item.npy"), Spread()
@@ -236,6 +238,7 @@ def check_files(index: EvidenceIndex):
     if sizes != {index.info["documents"]}:
         raise IndexMismatchError(f"{index.folder}: files disagree on the number of documents ({sorted(sizes)}); build it again with r3nb_index")
 
+# %% ../nbs/04_indices.ipynb #b020
 @patch(cls_method=True)
 def load(cls: EvidenceIndex,
     folder: str | Path, # an index folder

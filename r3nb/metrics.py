@@ -255,6 +255,7 @@ class Interval:
 
     def __str__(self): return f"{self.diff:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.4f}"
 
+# %% ../nbs/07_metrics.ipynb #b037
 def _cluster_sums(a, b, clusters)->tuple[np.ndarray, np.ndarray]:
     "Sums of differences [C, L] and sizes [C] of the clusters, checked"
     a, b, clusters = np.asarray(a, float), np.asarray(b, float), np.asarray(clusters)

@@ -137,27 +137,30 @@ class RapidOCREngine:
                                                      "Det.limit_side_len": self.det_side, "Det.limit_type": "max"})
         if cuda and device != "auto": self.check_device(device)
 
-    def check_device(self, device:str):
-        "Read a blank picture and see that the detector ran on the GPU: onnxruntime falls back to the CPU without an error"
-        self.ocr(np.full((64, 64, 3), 255, np.uint8))
-        used = self.ocr.text_det.session.session.get_providers()[0]
-        if not used.startswith("CUDA"):
-            raise ConfigError(f"device: {device} is asked for, but the networks run on {used}; check the driver and CUDA, or use device=cpu")
+# %% ../nbs/02_ocr.ipynb #b024
+@patch
+def check_device(self:RapidOCREngine, device:str):
+    "Read a blank picture and see that the detector ran on the GPU: onnxruntime falls back to the CPU without an error"
+    self.ocr(np.full((64, 64, 3), 255, np.uint8))
+    used = self.ocr.text_det.session.session.get_providers()[0]
+    if not used.startswith("CUDA"):
+        raise ConfigError(f"device: {device} is asked for, but the networks run on {used}; check the driver and CUDA, or use device=cpu")
 
-    def regions(self,
-        image:Image.Image, # a picture, or a window of one
-        det_side:int, # longer side, in pixels, of what the detector sees
-    )->list[tuple]:
-        "Text, upright box and confidence of every region"
-        self.ocr._load_det_model().limit_side_len = det_side
-        least = max(image.size) // 50 + 1
-        canvas = Image.new("RGB", [max(s, least) for s in image.size], "white")
-        canvas.paste(image.convert("RGB"), (0, 0))
-        found = self.ocr(canvas)
-        if found.boxes is None or found.txts is None: return []
-        corners = [np.clip(quad, 0, image.size) for quad in np.asarray(found.boxes)]
-        boxes = [[*map(float, c.min(axis=0)), *map(float, c.max(axis=0))] for c in corners]
-        return list(zip(found.txts, boxes, found.scores, strict=True))
+@patch
+def regions(self:RapidOCREngine,
+    image:Image.Image, # a picture, or a window of one
+    det_side:int, # longer side, in pixels, of what the detector sees
+)->list[tuple]:
+    "Text, upright box and confidence of every region"
+    self.ocr._load_det_model().limit_side_len = det_side
+    least = max(image.size) // 50 + 1
+    canvas = Image.new("RGB", [max(s, least) for s in image.size], "white")
+    canvas.paste(image.convert("RGB"), (0, 0))
+    found = self.ocr(canvas)
+    if found.boxes is None or found.txts is None: return []
+    corners = [np.clip(quad, 0, image.size) for quad in np.asarray(found.boxes)]
+    boxes = [[*map(float, c.min(axis=0)), *map(float, c.max(axis=0))] for c in corners]
+    return list(zip(found.txts, boxes, found.scores, strict=True))
 
 # %% ../nbs/02_ocr.ipynb #c024a
 @patch

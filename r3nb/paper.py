@@ -21,7 +21,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 
 from .core import atomic_path, console, open_image, parse_cli, read_json
-from .figures import INK, NAMES, STYLE, ablation_figure, answer_lines, curve, look, markdown_table, plain, save
+from .figures import INK, NAMES, STYLE, ablation_figure, answer_lines, curve, gallery_entries, look, markdown_table, plain, save
 from .model import R3Config
 
 # %% ../nbs/09_paper.ipynb #c006
@@ -153,8 +153,7 @@ def map_figure(
     folder, # the `examples` folder of an evaluation
 ): # a figure
     "Pages at growing damage, each above the map of its measured confidence"
-    entries = read_json(Path(folder)/"examples.json")["gallery"]
-    names, levels = sorted({e["dataset"] for e in entries}), sorted({e["level"] for e in entries})
+    entries, names, levels = gallery_entries(folder)
     with plt.rc_context(SMALL | {"axes.grid": False}):
         fig, axes = plt.subplots(2*len(names), len(levels), figsize=(PAGE, 2.5*len(names)), height_ratios=[2.1, 1]*len(names), squeeze=False)
         for e in entries:
@@ -214,6 +213,7 @@ def measure_cost(
     return [{"mode": m, "prompt_tokens": round(tokens[m], 1), "time_ratio": round(float(np.median(ratio(m))), 2), "low": round(float(ratio(m).min()), 2),
              "high": round(float(ratio(m).max()), 2)} for m in modes]
 
+# %% ../nbs/09_paper.ipynb #b030
 def cost_md(
     rows:list[dict], # from `measure_cost`
     model, # an `R3Model`, for its parameters

@@ -95,6 +95,7 @@ def world_table(
                     "gains": [{k: v for k, v in r.items() if k != "training"} for r in gains_by_training({name: df}, pairs, n_boot)]})
     return sorted(out, key=lambda w: w["redundancy"])
 
+# %% ../nbs/09_pool.ipynb #b016
 def worlds_figure(
     worlds:list[dict], # from `world_table`
     level:float=.6, # the level of damage
@@ -174,6 +175,7 @@ def results_of(
     names = list(dict.fromkeys([*cfg.trainings, *cfg.worlds, *filter(None, (cfg.families, cfg.reocr))]))
     return out | {"made_from": made_from(cfg.study, names)}
 
+# %% ../nbs/09_pool.ipynb #b023
 def draw(
     results:dict, # from `results_of`
     out:Path, # folder

@@ -3,13 +3,11 @@ import base64
 import hashlib
 import io
 import json
-import socket
-import struct
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+from loopback import Handler, Loopback, Server
 from PIL import Image
 
 KINDS = ("500", "503", "429", "cut", "torn", "slow", "junk", "html", "empty", "stranger")
@@ -20,7 +18,7 @@ def every(n, kind):
     return lambda i, asked: kind if i % n == n - 1 else None
 
 
-class Chat:
+class Chat(Loopback):
     "The server; use it as a context manager"
     def __init__(self, models=("tiny",), fault=None, answer=None, delay=0., key=None, retry_after="0.05"):
         self.models, self.fault, self.delay, self.key, self.retry_after = list(models), fault, delay, key, retry_after
@@ -28,42 +26,22 @@ class Chat:
         self.finish, self.said, self.gate = "stop", None, None # finish_reason, another name to answer by, a barrier that requests wait at
         self.log, self.listed, self.lock, self.active, self.peak = [], 0, threading.Lock(), 0, 0
 
-    def __enter__(self):
-        handler = type("Handler", (_Handler,), {"chat": self})
-        self.server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
     @property
     def answered(self): return [a for a in self.log if a.fault is None]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads, request_queue_size = True, 128
-    shutdown_request = ThreadingHTTPServer.close_request # no orderly end, so that a connection can be reset
+class _Quiet(Server):
     handle_error = lambda *_: None # a client that is killed, or tired of waiting, is no news
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    log_message = lambda *_: None
+class _Handler(Handler):
+    chat = property(lambda self: self.owner)
 
     def reply(self, status, value, headers=None, kind="application/json", cut=None):
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        for k, v in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items(): self.send_header(k, v)
-        self.end_headers()
+        self.head(status, {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})})
         self.wfile.write(body if cut is None else body[:cut])
         if cut is not None: self.reset()
-
-    def reset(self):
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def error(self, status, message, headers=None): self.reply(status, {"error": {"message": message, "type": "made to fail"}}, headers)
 
@@ -117,3 +95,6 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "429": self.error(429, "slow down", {"Retry-After": self.chat.retry_after})
         elif kind == "long": self.error(400, "This model's maximum context length is 1024 tokens.")
         else: self.error(int(kind), f"made to fail with {kind}")
+
+
+Chat.handler, Chat.server_class = _Handler, _Quiet

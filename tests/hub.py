@@ -3,16 +3,14 @@ import hashlib
 import io
 import json
 import re
-import socket
-import struct
 import threading
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from loopback import Handler, Loopback
 from PIL import Image
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -62,7 +60,7 @@ Fault = namedtuple("Fault", "pattern status headers cut times")
 Request = namedtuple("Request", "method path range sent")
 
 
-class Hub:
+class Hub(Loopback):
     "The server; use it as a context manager"
     def __init__(self):
         self.repos, self.faults, self.log, self.lock, self.blobs = {}, [], [], threading.Lock(), {}
@@ -91,41 +89,22 @@ class Hub:
         "The bodies that were fetched"
         return [r for r in self.log if r.method == "GET" and re.search(pattern, r.path)]
 
-    def __enter__(self):
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = _Server(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    shutdown_request = ThreadingHTTPServer.close_request  # no orderly end, so that a connection can be reset
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    log_message = lambda *_: None
+class _Handler(Handler):
+    hub = property(lambda self: self.owner)
 
     def do_HEAD(self): self.answer()
     def do_GET(self): self.answer()
     def do_POST(self): self.answer()
 
     def reply(self, status, body=b"", headers=None, cut=None):
-        self.send_response(status)
-        for k, v in {"Content-Length": str(len(body)), **(headers or {})}.items(): self.send_header(k, v)
-        self.end_headers()
+        self.head(status, {"Content-Length": str(len(body)), **(headers or {})})
         body = b"" if self.command == "HEAD" else body if cut is None else body[:cut]
         self.hub.log.append(Request(self.command, self.path, self.headers.get("Range"), len(body)))
         self.wfile.write(body)
         if cut is None: return
         self.close_connection = True
-        if cut < 0: self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if cut < 0: self.reset()
 
     def json(self, value, status=200, headers=None):
         self.reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
@@ -197,3 +176,6 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
         part = {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}
         self.reply(206, data[first:last + 1], part, fault and fault.cut)
+
+
+Hub.handler = _Handler

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 BOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part[0] in "_." for part in p.relative_to(ROOT).parts))
 MODULES = [p for p in BOOKS if re.fullmatch(r"\d\d_\w+", p.stem) and p.parent.name == "nbs"]
 name = lambda p: str(p.relative_to(ROOT))
+LONG = {"05_model", "06_train", "11_study"} # notebooks with a few cells that are longer than 30 lines
 load = lambda p: json.loads(p.read_text(encoding="utf-8"))
 text = lambda cell: "".join(cell["source"])
 
@@ -74,7 +75,8 @@ def test_prose(path):
 def test_small_cells(path):
     for source in exported(load(path)):
         lines, body = code_lines(source), ast.parse(source).body
-        assert len(lines) <= 45, f"{name(path)}: an exported cell of {len(lines)} lines, split it:\n{lines[0]}"
+        most = 40 if path.stem in LONG else 30
+        assert len(lines) <= most, f"{name(path)}: an exported cell of {len(lines)} lines, split it into ideas of at most {most}:\n{lines[0]}"
         if any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body):
             assert all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body), f"{name(path)}: an exported cell mixes imports with code:\n{lines[0]}"
 
