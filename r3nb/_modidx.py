@@ -685,6 +685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.figures.draw_all': ('figures.html#draw_all', 'r3nb/figures.py'),
                               'r3nb.figures.effect': ('figures.html#effect', 'r3nb/figures.py'),
                               'r3nb.figures.example_figure': ('figures.html#example_figure', 'r3nb/figures.py'),
+                              'r3nb.figures.gallery_entries': ('figures.html#gallery_entries', 'r3nb/figures.py'),
                               'r3nb.figures.gallery_figure': ('figures.html#gallery_figure', 'r3nb/figures.py'),
                               'r3nb.figures.gate_figure': ('figures.html#gate_figure', 'r3nb/figures.py'),
                               'r3nb.figures.judge': ('figures.html#judge', 'r3nb/figures.py'),
