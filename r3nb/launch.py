@@ -23,7 +23,7 @@ from contextlib import suppress
 
 import psutil
 
-from .core import ConfigError, LaunchError, nearest
+from .core import REDRAW, ConfigError, LaunchError, nearest
 
 # %% ../nbs/06_launch.ipynb #c006
 def option_words(
@@ -160,7 +160,7 @@ def launch(
     "Run a module as a child process, show what it prints, and raise an error with its last lines when it fails"
     words, screen = [*command(module, backend, processes), *option_words(options)], Screen()
     run = subprocess.Popen([sys.executable, "-m", "r3nb.launch", str(grace), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           start_new_session=True, close_fds=False, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+                           start_new_session=True, close_fds=False, env=os.environ | {"PYTHONUNBUFFERED": "1", REDRAW: "1"})
     try: follow(run, screen)
     except KeyboardInterrupt:
         stop(run, screen, grace)

@@ -1,5 +1,6 @@
 """Core: files that are whole or absent, errors with their line, keyed randomness, one home for options."""
 import errno
+import io
 import json
 import os
 import sqlite3
@@ -15,8 +16,8 @@ import pytest
 from PIL import Image
 
 from r3nb.core import (
-    CheckpointError, ConfigError, DataError, ImageError, IndexMismatchError, QARecord, R3Error, WorkerError, atomic_dir, atomic_path, check_image, console,
-    convert, fingerprint, from_dict, open_image, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, run_dir_fresh,
+    REDRAW, CheckpointError, ConfigError, DataError, ImageError, IndexMismatchError, Lines, QARecord, R3Error, WorkerError, atomic_dir, atomic_path, check_image, console,
+    convert, fingerprint, from_dict, open_image, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, run_command, run_dir_fresh,
     seed_everything, sha256_file, worker_pool, write_json, write_jsonl, write_manifest)
 
 ROW = dict(sample_id="a_train_0", dataset="chartqa", split="train", image_id="chartqa/train_0", image_path="images/train_0.png",
@@ -282,6 +283,50 @@ def test_progress(capsys):
     assert list(progress(iter("abc"), "letters", total=3)) == ["a", "b", "c"]
     out = capsys.readouterr()
     assert out.out == "" and "letters" in out.err and out.err.isascii()
+
+
+def test_lines_of_a_bar_that_is_drawn_again():
+    now, out = [0.0], io.StringIO()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("r3nb.core.time.monotonic", lambda: now[0])
+        lines = Lines(out)
+        lines.write("begin\n\n")
+        for i in range(3600):                                         # an hour, one state a second
+            now[0] += 1
+            lines.write(f"\rstep {i}")
+        lines.write("\rstep 3600\n")
+        lines.write("\r")
+        lines.write("\nend, without a newline")
+        lines.close()
+    got = out.getvalue().split("\n")
+    assert got[:3] == ["begin", "", "step 9"] and got[-3:] == ["step 3600", "end, without a newline", ""] and 30 < len(got) < 60 and "\r" not in out.getvalue()
+
+
+def test_lines_cut_anywhere():
+    text = "one\r\ntwo  \n\r 1%\r 20%\r100%\r\n\nlast\n"
+    for size in range(1, 8):
+        out = io.StringIO()
+        lines = Lines(out)
+        for i in range(0, len(text), size): lines.write(text[i:i + size])
+        assert out.getvalue() == "one\ntwo  \n100%\n\nlast\n"
+
+
+def test_progress_where_it_is_seen(capsys, monkeypatch):
+    list(progress(range(3), "file"))
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv(REDRAW, "1")
+    list(progress(range(3), "followed"))
+    assert "\r" in capsys.readouterr().err
+
+
+def test_several_commands_in_one(capsys):
+    commands = {"one": (Options, lambda cfg: cfg.out), "two": (Options, lambda cfg: cfg.limit)}
+    assert run_command(commands, ["two", "a", "--out", "o", "--limit", "3"], "x") == 3
+    assert run_command(commands, ["a", "--out", "o"], "x", "one") == "o"
+    with pytest.raises(ConfigError, match="unknown command 'tow'.*did you mean 'two'"): run_command(commands, ["tow"], "x")
+    assert run_command(commands, [], "x") is None and "two" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e: run_command(commands, ["--help"], "x", "one")
+    assert e.value.code == 0 and "usage: x one folders --out ... [options]" in capsys.readouterr().out
 
 
 # ---- folders of a run

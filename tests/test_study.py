@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import r3nb.study as study
 from r3nb.core import ConfigError, read_json, sha256_file, sha256_text
-from r3nb.study import StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, locked, parameters_of, pick_stages
+from r3nb.study import CleanConfig, StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, locked, open_study, parameters_of, pick_stages, read_book, survey
 
 KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
 BODIES = {
@@ -260,12 +260,200 @@ def test_damaged_ledger(lab):
     with pytest.raises(ConfigError, match="delete this file"): study.study(lab.config())
 
 
-def test_only_and_list(lab, capsys):
+def test_only_and_dry_run(lab, capsys):
     assert lab.ran(capsys, only=["1"]) == ["0_make", "1_sum"]
-    study.study(lab.config(list=True))
+    study.main(lab.argv("--list"))
     out = capsys.readouterr().out
     assert "0_make: up to date" in out and "2_say: would run" in out and "word = 'total'  # default" in out and not (lab.dir/"2_say").exists()
     with pytest.raises(ConfigError, match="did you mean 'make'"): pick_stages(["mke"], find_stages(lab.stages))
+
+
+def tree(folder):
+    "Every file below a folder, with its content"
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} if folder.exists() else None
+
+
+def states(lab):
+    "State and reasons of each stage"
+    return {r.run.label + r.stage.folder: (r.state, r.why) for r in survey(open_study(lab.config())[1])}
+
+
+def test_status_says_why(lab, capsys, monkeypatch):
+    assert states(lab) == {"0_make": ("never run", ["it has never run"]), "1_sum": ("never run", ["upstream: 0_make is not up to date"]),
+                           "2_say": ("never run", ["upstream: 0_make is not up to date"])} and not lab.dir.exists()
+    lab.profile("make: {n: 4}\n")
+    lab.ran(capsys)
+    assert list(states(lab).values()) == [("up to date", [])]*3
+    behind = {"1_sum": ("stale", ["upstream: 0_make is not up to date"]), "2_say": ("stale", ["upstream: 0_make is not up to date"])}
+    lab.profile("make: {rate: 0.25}\n")
+    assert states(lab) == {"0_make": ("stale", ["parameter n: 4 -> 3 (default)", "parameter rate: 0.5 (default) -> 0.25"])} | behind
+    lab.profile("make: {n: 4}\n")
+    write_stage(lab.stages, "1_sum", BODIES["1_sum"][0], BODIES["1_sum"][1] + "\nmetrics['more'] = 1")
+    assert states(lab)["1_sum"] == ("stale", ["code: 1_sum.ipynb changed"]) and states(lab)["0_make"][0] == "up to date"
+    write_stage(lab.stages, "1_sum", *BODIES["1_sum"])
+    monkeypatch.setattr(study, "_module", lambda path: ("other" if path.stem == "core" else "same", frozenset()))
+    assert states(lab)["0_make"] == ("stale", ["code: r3nb/assets is no longer needed", "code: r3nb.core changed"])
+    monkeypatch.undo()
+    (lab.dir/"2_say/metrics.json").unlink()
+    assert states(lab)["2_say"] == ("stale", ["missing: 2_say/metrics.json"])
+    before = tree(lab.dir)
+    study.main(["status", *lab.argv()])
+    study.main(["run", *lab.argv("--dry_run")])
+    out = capsys.readouterr().out
+    assert tree(lab.dir) == before and "missing: 2_say/metrics.json" in out and "1 of 3 stages would run" in out and "because: missing" in out
+    assert lab.ran(capsys) == ["2_say"]
+    run = study.Run(load_profile(lab.root/"t.yaml", find_stages(lab.stages)), find_stages(lab.stages), lab.dir)
+    manifest = read_json(lab.dir/"0_make/manifest.json")
+    (lab.dir/"0_make/manifest.json").write_text(json.dumps(manifest | {"note": "made by hand"}))
+    assert states(lab)["1_sum"] == ("stale", ["upstream: 0_make was made again"]) and len(run.stages) == 3
+    shutil.rmtree(lab.dir/"0_make")
+    assert states(lab)["0_make"] == ("stale", ["its folder is gone"])
+    (lab.dir/study.BOOK).write_text("{")
+    with pytest.raises(ConfigError, match="stages.json: damaged; delete this file"): states(lab)
+
+
+def test_status_of_failed_interrupted_and_killed_stages(tmp_path, capsys):
+    body = ("import time\nfrom pathlib import Path\nPath(out_dir, 'half.txt').write_text('x')\nif how == 'fails': raise ValueError('a bad number')\n"
+            "if how == 'waits': time.sleep(100)\nmetrics = {}")
+    lab = Lab(tmp_path, {"0_make": BODIES["0_make"], "1_odd": ("how = 'fails'", body)})
+    with pytest.raises(StageError): study.study(lab.config())
+    state, why = states(lab)["1_odd"]
+    assert state == "failed" and any("log.txt" in w for w in why) and read_book(lab.dir)["1_odd"]["files"] == sorted(tree(lab.dir/"1_odd"))
+    (lab.dir/"1_odd/mine.txt").write_text("a note of my own")
+    study.main(["clean", *lab.argv("--only", "odd", "--yes")])
+    assert list(tree(lab.dir/"1_odd")) == ["mine.txt"] and "kept, not made by the study: mine.txt" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="was not made by r3nb"): study.study(lab.config())
+    (lab.dir/"1_odd/mine.txt").unlink()
+    lab.profile("odd: {how: waits}\n")
+    for sign, state in ((signal.SIGINT, "interrupted"), (signal.SIGKILL, "interrupted")):
+        child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        (lab.dir/"1_odd/half.txt").unlink(missing_ok=True)
+        for _ in range(600):
+            if (lab.dir/"1_odd/half.txt").exists(): break
+            time.sleep(.1)
+        capsys.readouterr()
+        study.main(["status", *lab.argv()])
+        said = capsys.readouterr().out
+        assert "running now" in said and "1_odd   running" in said
+        with pytest.raises(SystemExit): study.main(["clean", *lab.argv("--yes")])
+        assert "a study is running here" in capsys.readouterr().err and (lab.dir/"0_make/manifest.json").exists()
+        child.send_signal(sign)
+        said = child.communicate()[1]
+        assert states(lab)["1_odd"][0] == state and ("files" in read_book(lab.dir)["1_odd"]) == (sign == signal.SIGINT)
+        assert (sign == signal.SIGKILL) or "interrupted; give the same command again" in said and child.returncode == 130
+    with locked(lab.dir): assert not (lab.dir/"1_odd/manifest.json").exists()   # waits for the kernel of the killed study
+    study.main(["clean", *lab.argv("--yes")])
+    assert not lab.dir.exists()                                       # what a killed stage wrote is known by its .key
+
+
+def test_clean_removes_what_the_study_made_and_nothing_else(lab, capsys, monkeypatch):
+    lab.profile("variants:\n  main: {}\n  double: {sum: {scale: 2}}\n")
+    study.main(["clean", *lab.argv("--yes")])
+    assert "nothing to remove" in capsys.readouterr().out and not lab.dir.exists()
+    lab.ran(capsys)
+    mine = {"notes.txt": b"1", "main/1_sum/notes.txt": b"2", "double/own/data.txt": b"3", "stranger/x.txt": b"4"}
+    for name, text in mine.items():
+        (lab.dir/name).parent.mkdir(parents=True, exist_ok=True)
+        (lab.dir/name).write_bytes(text)
+    (lab.dir/"main/2_say/away").symlink_to(lab.root/"t.yaml")         # made after the stage had ended: not the study's
+    before = tree(lab.dir)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    study.main(["clean", *lab.argv()])
+    assert tree(lab.dir) == before and "nothing was removed; --yes" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", type("Person", (), {"isatty": lambda self: True, "readline": lambda self: "n\n"})())
+    study.main(["clean", *lab.argv()])
+    assert tree(lab.dir) == before
+    study.main(["clean", *lab.argv("--only", "2", "--yes")])
+    assert not (lab.dir/"double/2_say").exists() and sorted(p.name for p in (lab.dir/"main/2_say").iterdir()) == ["away"] and (lab.dir/"double/1_sum/manifest.json").exists()
+    (lab.dir/"main/2_say/away").unlink()
+    assert lab.ran(capsys) == ["main", "double"]
+    (lab.dir/"main/.doit.json").rename(lab.dir/"main/kept")
+    (lab.dir/"main/.doit.json").write_text("{")
+    with pytest.raises(SystemExit): study.main(["clean", *lab.argv("--yes")])
+    assert "damaged; delete this file" in capsys.readouterr().err
+    (lab.dir/"main/kept").rename(lab.dir/"main/.doit.json")
+    monkeypatch.setattr("builtins.input", lambda text: "y")
+    study.clean(CleanConfig(str(lab.root/"t.yaml"), str(lab.root/"runs"), str(lab.stages)))
+    assert tree(lab.dir) == mine and not (lab.dir/"double/0_make").is_symlink()
+    assert "left in" in capsys.readouterr().out and (lab.root/"t.yaml").exists()
+
+
+def test_a_killed_cleaning_is_not_resumed_from(lab, capsys, monkeypatch):
+    lab.ran(capsys, only=["make"])
+    waste = study.waste_of(lab.dir, ["0_make"])[0]
+    (lab.dir/"0_make/half.txt").write_text("x")
+    kept = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: (_ for _ in ()).throw(KeyboardInterrupt) if self.name == "log.txt" else kept(self, missing_ok))
+    with pytest.raises(KeyboardInterrupt): study.remove_waste(waste)
+    monkeypatch.undo()
+    assert (lab.dir/"0_make/.key").read_text() == "emptying" and not (lab.dir/"0_make/manifest.json").exists()
+    assert lab.ran(capsys, only=["make"]) == ["0_make"] and not (lab.dir/"0_make/half.txt").exists()
+
+
+def test_stale_stages_of_one_variant_make_others_stale(lab, capsys):
+    lab.profile("variants:\n  main: {}\n  double: {sum: {scale: 2}}\n")
+    write_stage(lab.stages/"across", "0_all", "variants = ['none']", "metrics = {}")
+    lab.ran(capsys)
+    (lab.dir/"main/0_make/metrics.json").unlink()
+    got = states(lab)
+    assert got["main: 0_make"] == ("stale", ["missing: 0_make/metrics.json"]) and got["double: 0_make"] == ("as in main", [])
+    assert got["double: 1_sum"] == ("stale", ["upstream: main: 0_make is not up to date"]) and got["all variants: 0_all"][0] == "stale"
+    assert lab.ran(capsys) == ["main", "main", "main", "double", "double", "all"]
+
+
+def test_the_end_says_what_was_written(lab, capsys):
+    study.main(lab.argv())
+    out = capsys.readouterr().out.split("| total |")[-1]
+    assert "written:" in out and str(lab.dir/"1_sum") in out and f"report: {lab.dir/'2_say/summary.md'}" in out and "r3nb_study status" in out and "notebook.ipynb (3)" in out
+    command = next(l for l in out.splitlines() if "r3nb_study status" in l).split(": ", 1)[1].split()
+    study.main(command[1:])                                           # the line can be pasted
+    assert "2_say" in capsys.readouterr().out
+    study.main(lab.argv())
+    assert "nothing had to be done" in capsys.readouterr().out
+
+
+def test_lists(lab, capsys):
+    lab.profile("variants:\n  main: {}\n  double: {sum: {scale: 2}}\n")
+    study.main(["list", str(lab.root/"t.yaml"), "--stages", str(lab.stages)])
+    assert "0_make" in (out := capsys.readouterr().out) and "variants: main, double" in out and "Some prose." in out
+    study.main(["list", "--profiles", str(lab.root)])
+    assert capsys.readouterr().out == f"{lab.root/'t.yaml'}\n    t\n"
+    with pytest.raises(SystemExit): study.main(["list", "--profiles", str(lab.stages)])
+    assert "no profiles here" in capsys.readouterr().err
+
+
+BARS = "from r3nb.core import progress\nimport time\nfor i in progress(range(80), 'count'): time.sleep(.08)\nmetrics = {}"
+
+
+def test_bars_in_a_notebook_its_log_and_a_redirected_study(tmp_path):
+    lab = Lab(tmp_path, {"0_make": ("n = 1", BARS)})
+    done = subprocess.run([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    text = done.stdout.decode()
+    for said in (text, (lab.dir/"0_make/log.txt").read_text()): assert said.count("count:") == 1 and "80/80" in said and "\r" not in said
+    seen = "".join("".join(o.get("text", "")) for c in read_json(lab.dir/"0_make/notebook.ipynb")["cells"] for o in c.get("outputs", []))
+    assert seen.count("count:") == 1 and "80/80" in seen
+
+
+@pytest.mark.parametrize("columns", [0, 70])
+def test_a_bar_in_a_terminal_is_one_line(tmp_path, columns):
+    import fcntl
+    import pty
+    import struct
+    import termios
+    lab = Lab(tmp_path, {"0_make": ("n = 1", BARS)})
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24*bool(columns), columns, 0, 0))
+    child = subprocess.Popen([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdin=theirs, stdout=theirs, stderr=theirs, env={k: v for k, v in os.environ.items() if k != "COLUMNS"})
+    os.close(theirs)
+    text = b""
+    try:
+        while piece := os.read(ours, 65536): text += piece
+    except OSError: pass                                              # Linux says EIO when the other end is closed
+    os.close(ours)
+    assert child.wait() == 0
+    lines = [l for l in text.decode().replace("\r\n", "\n").split("\n") if "count:" in l]
+    assert len(lines) == 1 and len(lines[0].split("\r")) > 3 and lines[0].split("\r")[-1].startswith("count: 100%")
+    assert max(map(len, lines[0].split("\r"))) < (columns or 100)
 
 
 def test_lost_ledger_finds_results_in_place(lab, capsys):
@@ -280,7 +468,7 @@ def test_console_script_help():
     assert exe, "the console script is not installed; run make test"
     done = subprocess.run([exe, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
-    for words in ("--out", "--stages", "--only", "--list", "the YAML profile", "run nothing"): assert words in done.stdout
+    for words in ("--out", "--stages", "--only", "--dry_run", "--list", "the YAML profile", "run nothing", "status", "clean"): assert words in done.stdout
 
 
 def test_variants_share_their_first_stages(lab, capsys):
@@ -295,7 +483,7 @@ def test_variants_share_their_first_stages(lab, capsys):
     assert lab.ran(capsys) == ["double", "double", "all"] and lab.metrics("0_all")["double"] == 18.0
     lab.profile("make: {n: 4}\nall: {factor: 2}\nvariants:\n  main: {}\n  double: {sum: {scale: 3}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
     assert lab.ran(capsys) == ["all"] and lab.metrics("0_all")["double"] == 36.0
-    study.study(lab.config(list=True))
+    study.study(lab.config(dry_run=True))
     assert "double: 0_make: as in main" in capsys.readouterr().out
     lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {make: {n: 3}, sum: {scale: 3}}\n")
     assert lab.ran(capsys, only=["make"]) == ["double"] and not (lab.dir/"double/0_make").is_symlink()   # a stage that differs is made anew
@@ -335,9 +523,9 @@ def test_sections_run_in_the_order_of_the_profile(road, capsys):
     assert road.ran(capsys) == folders[2:]                            # what came before a changed section is kept
     assert road.metrics("4_end") == {"path": [[9.0, 5], [4.0, 5], [2.0, 3]]}
     road.profile(SECTIONS.replace("alpha: {}", "alpha: {pace: 4}").replace("    mid: {seed: 3}\n", "    mid: {}\n"))
-    assert road.ran(capsys) == folders[3:]
-    study.study(road.config(list=True))
+    study.study(road.config(dry_run=True))
     assert "start = '3_walk.2_alpha'" in capsys.readouterr().out
+    assert road.ran(capsys) == folders[3:]
     road.profile(SECTIONS.replace("    zeta: {pace: 9}\n", ""))
     assert road.ran(capsys, only=["walk.alpha"]) == ["3_walk.1_alpha"]
     assert road.ran(capsys, only=["walk"]) == ["3_walk"] and road.metrics("3_walk") == {"path": [[2.0, 5], [2.0, 3]]}
