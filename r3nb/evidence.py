@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'one_thread', 'Grid', 'row_type', 'look_up', 'block_file', '
 # %% ../nbs/06_evidence.ipynb #c003
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .core import (ConfigError, DataError, atomic_path, fingerprint, open_image, progress, read_json, read_records, resolve_image, rng, sha256_file,
     worker_pool, write_json)
-from .corrupt import corrupt
+from .corrupt import corrupt, own_sources
 from .indices import CHANNELS, EvidenceIndex, encode_queries
 
 # %% ../nbs/06_evidence.ipynb #c006
@@ -45,6 +45,8 @@ class Grid:
     text_target: str # which text is damaged
     levels: list[float] # levels of damage, ascending from 0
     variants: int = 1 # seeds of damage per record and level
+    families: list[str] = field(default_factory=list) # kinds of damage, empty for each sample's own draw
+    own: list[str] = field(default_factory=list) # SHA-256 of the code of those that are one's own
     format: int = 1 # of the files
 
     def __post_init__(self):
@@ -88,8 +90,8 @@ def fill_block(index: EvidenceIndex, grid: Grid, records: list, image_root: str|
     seeds, asked = [grid.damage_seed(v) for v in range(grid.variants)], []
     for r in records:
         image = open_image(resolve_image(image_root, r.image_path))
-        asked += [corrupt(r, image, level, s, target=grid.text_target) for level in grid.levels for s in seeds]
-        asked += [without_text(corrupt(r, image, 0.0, s, target=grid.text_target)) for s in seeds]
+        asked += [corrupt(r, image, level, s, grid.families or None, grid.text_target) for level in grid.levels for s in seeds]
+        asked += [without_text(corrupt(r, image, 0.0, s, grid.families or None, grid.text_target)) for s in seeds]
     each = (len(grid.levels) + 1) * grid.variants
     with one_thread(): found = [look_up(index, grid, [r] * each, asked[i * each:(i + 1) * each]) for i, r in enumerate(records)]
     return np.stack(found).reshape(len(records), len(grid.levels) + 1, grid.variants)
@@ -131,7 +133,8 @@ def fill(
 # %% ../nbs/06_evidence.ipynb #c019
 def differences(has: dict, wants: dict)->str:
     "What differs between two descriptions, in words; hashes are only named."
-    shown = lambda k: f"{k} {has.get(k)!r}, not {wants[k]!r}" if k not in ("index", "records") else f"other {'documents in the index' if k == 'index' else k}"
+    hashed = {"index": "documents in the index", "records": "records", "own": "code of families"}
+    shown = lambda k: f"other {hashed[k]}" if k in hashed else f"{k} {has.get(k)!r}, not {wants[k]!r}"
     return "; ".join(shown(k) for k in wants if has.get(k) != wants[k])
 
 def claim(folder: str|Path, grid: Grid)->None:
@@ -147,11 +150,11 @@ def claim(folder: str|Path, grid: Grid)->None:
 # %% ../nbs/06_evidence.ipynb #c022
 class EvidenceStore:
     "A finished cache, opened for a training."
-    def __init__(self, folder: str|Path, index: EvidenceIndex, jsonl: str|Path, n: int, seed: int, top_k: int, channels: tuple, text_target: str):
+    def __init__(self, folder: str|Path, index: EvidenceIndex, jsonl: str|Path, n: int, seed: int, top_k: int, channels: tuple, text_target: str, families: tuple|list = ()):
         self.folder, self.index, path = Path(folder), index, Path(folder)/"evidence.json"
         if not path.is_file(): raise ConfigError(f"{folder} is not an evidence cache (no evidence.json); make it with r3nb_evidence and the options of this training")
         has = read_json(path)
-        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target}
+        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target, "families": list(families), "own": [sha256_file(p) for p in own_sources(families)]}
         other = [d for d in [differences(has, wants), *(f"nothing from the {c} channel" for c in channels if c not in has.get("channels", ()))] if d]
         if other: raise ConfigError(f"evidence_cache {folder} was made for something else ({'; '.join(other)}); make one with r3nb_evidence and the options of this training")
         self.grid, self.fingerprint, blocks = Grid(**has), fingerprint(has), range(-(-n // BLOCK))

@@ -44,7 +44,7 @@ from .backends import (SEAL, Stored, all_generators, check_seal, deepspeed_setti
     seal, set_generators, set_moments, shard, whole_parameters, world_size, write_tensors)
 from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir, console, convert, from_dict, nearest, open_image, parse_cli, progress,
     read_json, read_records, resolve_image, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
-from .corrupt import corrupt
+from .corrupt import corrupt, draw_families, own_sources
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
 from .hardware import check_hardware
@@ -76,6 +76,7 @@ class DamageOptions(DataOptions):
     cycles: int = 1 # how many times, for cyclic
     level_sampling: Literal["uniform", "max"] = "uniform" # a sample's level: uniform up to the curriculum's, or exactly it
     corrupt_text_target: Literal["pseudo_text", "question", "none"] = "pseudo_text" # which text is damaged
+    families: list[str] = field(default_factory=list) # kinds of damage by name, `image`, `text`, or your own as package.module:function; empty draws some for each sample
     disable_corruption: bool = False # train on clean samples
     blank: float = 0.0 # a sample damaged at level λ loses all of its text with probability blank * λ, as OCR does on a page that it cannot read
     distract: float = 0.0 # share of samples that train on the evidence of a sample about something else
@@ -170,6 +171,7 @@ def check(self: TrainConfig)->TrainConfig: # itself
     check_hardware(self.fp16, self.bf16)
     if self.train_mode == "lora" and self.use_lora and not self.lora_r: raise ConfigError("train_mode lora with lora_r 0 trains nothing; change one")
     passed_on(self.trainer)
+    draw_families("", 0, self.families or None) # refuses unknown ones
     if self.train_mode == "r3" and self.channels and not self.index_dir:
         raise ConfigError("index_dir is empty; give the folder of an index (r3nb_index), or set both disable_*_retrieval flags")
     if self.evidence_cache and not (self.train_mode == "r3" and self.channels): raise ConfigError("evidence_cache is given but this training sees no evidence; leave it out")
@@ -247,7 +249,7 @@ class TrainSet(Dataset):
         "Read a record (by default the position's own) and damage it as the position demands."
         c, record = self.cfg, record or self.records[self.order[position]]
         image = open_image(resolve_image(c.image_root, record.image_path))
-        seen = corrupt(record, image, self.level(position), self.damage_seed(position), target=c.corrupt_text_target)
+        seen = corrupt(record, image, self.level(position), self.damage_seed(position), c.families or None, c.corrupt_text_target)
         if seen.pseudo_text and self.loses_text(position, seen.level):
             record, seen = replace(record, ocr_conf=0.0), replace(seen, pseudo_text="", c_text=0.0)
         return record, image, seen
@@ -341,13 +343,13 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     if not cfg.evidence_cache: raise ConfigError("evidence_cache is empty; name the folder to fill")
     if cfg.workers < 1: raise ConfigError(f"workers is {cfg.workers}, expected 1 or more")
     n, index, target = len(read_records(cfg.train_jsonl, cfg.image_root)), EvidenceIndex.load(replace(cfg, fp16=False).check().index_dir), cfg.corrupt_text_target
-    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants)
+    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, [sha256_file(p) for p in own_sources(cfg.families)])
     return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:
     "The evidence cache of a training, if it has one."
     if not cfg.evidence_cache: return None
-    return EvidenceStore(cfg.evidence_cache, index, cfg.train_jsonl, n, cfg.seed, cfg.top_k, cfg.channels, cfg.corrupt_text_target)
+    return EvidenceStore(cfg.evidence_cache, index, cfg.train_jsonl, n, cfg.seed, cfg.top_k, cfg.channels, cfg.corrupt_text_target, cfg.families)
 
 # %% ../nbs/06_train.ipynb #c026
 def answer_loss(out, n)->torch.Tensor:
@@ -859,6 +861,7 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     start = sha256_text("".join(map(sha256_file, sorted(starting_weights(cfg.resume_from).glob("[abm]*.safetensors"))))) if cfg.resume_from else None
     now = {"options": options, "records": sha256_file(cfg.train_jsonl), "index": getattr(index, "fingerprint", None), "resume_from": start,
            "backbone": weights_sha256(resolve_backbone(cfg.model_name)), "samples of a step": cfg.batch_size * cfg.grad_accum * world_size()}
+    if own := own_sources(cfg.families): now["code of families"] = [sha256_file(p) for p in own]
     if cfg.evidence_cache: now["evidence_cache"] = sha256_file(Path(cfg.evidence_cache)/"evidence.json")
     path = run_dir(cfg)/"run.json"
     if not path.is_file(): write_json(path, now); return
@@ -889,7 +892,7 @@ class Validation(TrainerCallback):
         c = self.cfg
         records = stratified_sample(read_records(c.val_jsonl, c.image_root), c.val_samples, c.seed)
         images = [open_image(resolve_image(c.image_root, r.image_path)) for r in records]
-        bad = [corrupt(r, im, c.max_corruption, c.seed, target=c.corrupt_text_target) for r, im in zip(records, images, strict=True)]
+        bad = [corrupt(r, im, c.max_corruption, c.seed, c.families or None, c.corrupt_text_target) for r, im in zip(records, images, strict=True)]
         examples = make_examples(self.index, records, bad, model.r3)
         return [examples[i:i + c.batch_size] for i in range(0, len(examples), c.batch_size)]
 
@@ -983,7 +986,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
         trainer.last_log = step
         for reporter in reporters(cfg, step, rank() == 0): trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p]
+    inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p] + own_sources(cfg.families)
     first(lambda: write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs))
     return newest_checkpoint(cfg.output_dir)
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from r3nb.corrupt import corrupt, draw_families
 from r3nb.corrupt import main as gallery_main
 from r3nb.eval import evaluate, sweep
 from r3nb.frozen import FreezeConfig, check_conditions, freeze, verify
+from r3nb.train import EvidenceConfig, TrainConfig, build_trainer, prepare_evidence, train
 
 CODE = '''
 import numpy as np
@@ -140,3 +142,25 @@ def test_command_line_in_workers(world, tmp_path):
     assert json.loads((tmp_path/"a/manifest.json").read_text())["rows"] == 8
     done = subprocess.run([*words, "--out", str(tmp_path/"b")], env=os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "cannot import 'own_stains'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_trained_on(world, tmp_path):
+    "Every sample gets the family, a cache is made with it, and a run whose code has changed is not gone on with"
+    pages = tiny.world(tmp_path)
+    options = dict(model_name=str(tiny.backbone(tmp_path/"backbone")), train_jsonl=str(pages.jsonl), image_root=str(pages.root), index_dir=str(pages.index), families=["text", BOTH[0]],
+                   max_steps=2, batch_size=2, save_every=1, num_workers=0, bottleneck=16, heads=2, top_k=2, warmup_steps=1, level_sampling="max", threads=1)
+    cfg = TrainConfig(**options, output_dir=str(tmp_path/"run"), val_jsonl=str(pages.jsonl), eval_every=2, val_samples=2)
+    with pytest.raises(ConfigError, match="unknown corruption family 'coffee'"): replace(cfg, families=["coffee"]).check()
+    trainer = build_trainer(cfg)
+    seen = [trainer.train_dataset.damage(p)[2] for p in range(2, 4)]
+    assert all(BOTH[0] in s.families and s.level == .8 for s in seen)
+    train(cfg)
+    cache = prepare_evidence(EvidenceConfig(**options, evidence_cache=str(tmp_path/"cache"), levels=[.8]))
+    train(replace(cfg, evidence_cache=str(cache), output_dir=str(tmp_path/"cached")))
+    with pytest.raises(ConfigError, match=r"families \['text', 'own_stains:bar'\], not \[\]; other code of families"): train(replace(cfg, families=[], evidence_cache=str(cache), output_dir=str(tmp_path/"no")))
+    source = (world/"own_stains.py").read_text()
+    try:
+        (world/"own_stains.py").write_text(source.replace("DARK = 20", "DARK = 200"))
+        with pytest.raises(ConfigError, match=r"other options \(code of families\)"): train(cfg)
+        with pytest.raises(ConfigError, match="other code of families"): train(replace(cfg, evidence_cache=str(cache), output_dir=str(tmp_path/"no2")))
+    finally: (world/"own_stains.py").write_text(source)
