@@ -318,6 +318,8 @@ function render({model, el}) {
 }
 export default {render};
 """
+
+# %% ../nbs/14_explorer.ipynb #c032r
 DROP_CSS = """
 .r3-drop { display: block; margin: 2px; padding: 14px 8px; border: 2px dashed var(--jp-border-color1, #8889); border-radius: 6px; text-align: center; cursor: pointer; overflow-wrap: anywhere;
   color: var(--jp-ui-font-color1, inherit); font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); }

@@ -420,6 +420,7 @@ class Model:
         if method == "full": return b * (self.total - self.trained(method))
         return b * self.total if method == "LoRA" else b * (self.total - self.linear) + NF4 * self.linear
 
+# %% ../nbs/12_plan.ipynb #c045b
 def open_model(cfg: PlanConfig, dtype: torch.dtype)->Model:
     "Count a backbone."
     config = backbone_config(cfg.model_name)
