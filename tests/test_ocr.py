@@ -164,7 +164,7 @@ def test_two_runs_on_one_output_are_refused(world):
 
 
 @pytest.mark.parametrize("engine,args,words", [
-    ("fake_engine", [], "package.module:Class"), ("fake_engine:Slo", [], "did you mean 'Slow'"), ("gone_engine:X", [], "cannot import"),
+    ("fake_engine", [], "package.module:Name"), ("fake_engine:Slo", [], "did you mean 'Slow'"), ("gone_engine:X", [], "cannot import"),
     ("fake_engine:NoVersion", [], "no text attribute 'version'"), ("fake_engine:Slow", ["speed=1"], "does not accept"),
     ("fake_engine:Slow", ["delay=soon"], "does not accept"), ("r3nb.ocr:RapidOCREngine", ["det_side=3"], "too small"),
 ])
