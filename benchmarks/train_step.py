@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py              # a few minutes on one core
     python benchmarks/train_step.py --cpu        # on a busy machine: CPU time of the training process in place of time on the clock, first part only
+    python benchmarks/train_step.py --batch 1 --gradient_checkpointing     # as the runbook trains
 
 Both trainers are run in turn, in one process and on one thread, on samples that are prepared beforehand; a step is the time from the end of one step to the end of the next, so
 writing prompts and tokenising counts for both. The ratio is taken within each round, and the median over rounds is reported. The plain step is transformers' Trainer on the same backbone with the same LoRA,
@@ -89,7 +90,8 @@ def plain(cfg, ready, prompts):
         batch = collator.inputs([prompts[id(e)] for e in examples], [e.corrupted.image for e in examples], [e.record.answer for e in examples])
         return batch["inputs"] | {"labels": batch["labels"]}
     args = TrainingArguments(cfg.output_dir, use_cpu=not torch.cuda.is_available(), max_steps=cfg.max_steps, per_device_train_batch_size=cfg.batch_size, learning_rate=cfg.lr,
-                             optim="adamw_torch", save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10)
+                             optim="adamw_torch", save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_steps=10,
+                             activation_checkpointing=cfg.gradient_checkpointing, activation_checkpointing_kwargs={"use_reentrant": False} if cfg.gradient_checkpointing else None)
     trainer = InOrder(model=model.backbone.train(), args=args, train_dataset=ready, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     return run(trainer)
@@ -101,13 +103,14 @@ def main():
     ap.add_argument("--steps", type=int, default=14)
     ap.add_argument("--batch", type=int, default=8)
     ap.add_argument("--cpu", action="store_true")
+    ap.add_argument("--gradient_checkpointing", action="store_true")
     a = ap.parse_args()
     if a.cpu: Clock.now = staticmethod(time.process_time)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         made, index = world(tmp, 32)
-        lean = config(made, index, tmp/"lean", a.steps, a.batch, disable_teacher=True)
+        lean = config(made, index, tmp/"lean", a.steps, a.batch, disable_teacher=True, gradient_checkpointing=a.gradient_checkpointing)
         taught = replace(lean, output_dir=str(tmp/"taught"), disable_teacher=False)
         first = build_trainer(taught)
         examples = [first.train_dataset[p] for p in range(a.steps * a.batch)]
