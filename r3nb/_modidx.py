@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.corrupt.manifest_row': ('corrupt.html#manifest_row', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.motion_blur': ('corrupt.html#motion_blur', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.occlusion': ('corrupt.html#occlusion', 'r3nb/corrupt.py'),
+                              'r3nb.corrupt.own_digests': ('corrupt.html#own_digests', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.own_kind': ('corrupt.html#own_kind', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.own_sources': ('corrupt.html#own_sources', 'r3nb/corrupt.py'),
                               'r3nb.corrupt.run_own': ('corrupt.html#run_own', 'r3nb/corrupt.py'),

@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_FAMILIES', 'TEXT_FAMILIES', 'SHARPNESS', 'TARGETS', 'MAX_PIXELS', 'MAX_SIDE', 'GRID', 'CONFUSIONS', 'OVERVIEW',
            'draw_families', 'gaussian_blur', 'motion_blur', 'downsample', 'jpeg', 'gaussian_noise', 'low_light',
            'colour_jitter', 'occlusion', 'crop', 'working_size', 'damage_image', 'similarity_map', 'damage_text',
-           'run_own', 'own_kind', 'own_sources', 'Corrupted', 'corrupt', 'image_sha256', 'manifest_row',
+           'run_own', 'own_kind', 'own_sources', 'own_digests', 'Corrupted', 'corrupt', 'image_sha256', 'manifest_row',
            'corruption_manifest', 'CorruptConfig', 'gallery_samples', 'gallery_figure', 'gallery', 'main']
 
 # %% ../nbs/03_corrupt.ipynb #c003
@@ -26,7 +26,7 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
 from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, console, fingerprint, import_named, nearest, open_image, parse_cli,
-    progress, read_records, resolve_image, rng, sha256_text, write_jsonl, write_manifest)
+    progress, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl, write_manifest)
 from .data import Problems
 from .ocr import find_images
 
@@ -299,6 +299,12 @@ def own_sources(
         if not files: raise ConfigError(f"families: {f} is in no file, so that no manifest could say what it was; put the function into a module")
         out |= files
     return sorted(out)
+
+def own_digests(
+    families, # names of families
+)->list[str]: # SHA-256 of each file
+    "What tells the code of families that are one's own from later versions of it"
+    return [sha256_file(p) for p in own_sources(families)]
 
 # %% ../nbs/03_corrupt.ipynb #c047
 @dataclass

@@ -32,7 +32,7 @@ from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summa
 from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
-from .corrupt import own_sources
+from .corrupt import own_digests, own_sources
 from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named
 from .frozen import Condition, FreshInputs, FrozenInputs, Pages, check_conditions, conditions_of, damage_key, reader_of
 from .metrics import score, task_metric
@@ -453,7 +453,7 @@ def same_own(
     "Keep the digests of families of one's own; refuse a folder with rows of one whose code has changed"
     file = Path(out)/"own_families.json"
     had = read_json(file) if file.is_file() else {}
-    now = {f: fingerprint([sha256_file(p) for p in own_sources([f])]) for f in damage if ":" in f}
+    now = {f: fingerprint(own_digests([f])) for f in damage if ":" in f}
     changed = [f for f in now if had.get(f, now[f]) != now[f]]
     if changed: raise ConfigError(f"{out}: its rows of {changed[0]} were made by other code than is there now; evaluate into another out_dir")
     if now: write_json(file, had | now)

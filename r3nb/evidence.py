@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .core import (ConfigError, DataError, atomic_path, fingerprint, open_image, progress, read_json, read_records, resolve_image, rng, sha256_file,
     worker_pool, write_json)
-from .corrupt import corrupt, own_sources
+from .corrupt import corrupt, own_digests
 from .indices import CHANNELS, EvidenceIndex, encode_queries
 
 # %% ../nbs/06_evidence.ipynb #c006
@@ -154,7 +154,7 @@ class EvidenceStore:
         self.folder, self.index, path = Path(folder), index, Path(folder)/"evidence.json"
         if not path.is_file(): raise ConfigError(f"{folder} is not an evidence cache (no evidence.json); make it with r3nb_evidence and the options of this training")
         has = read_json(path)
-        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target, "families": list(families), "own": [sha256_file(p) for p in own_sources(families)]}
+        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target, "families": list(families), "own": own_digests(families)}
         other = [d for d in [differences(has, wants), *(f"nothing from the {c} channel" for c in channels if c not in has.get("channels", ()))] if d]
         if other: raise ConfigError(f"evidence_cache {folder} was made for something else ({'; '.join(other)}); make one with r3nb_evidence and the options of this training")
         self.grid, self.fingerprint, blocks = Grid(**has), fingerprint(has), range(-(-n // BLOCK))

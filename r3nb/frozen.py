@@ -37,7 +37,7 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text,
                        worker_pool, write_json, write_jsonl, write_manifest)
-from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_kind, own_sources
+from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_digests, own_kind, own_sources
 from .corrupt import main as gallery_main
 from .data import stratified_sample
 from .ocr import engine_label, load_engine
@@ -398,7 +398,7 @@ def freeze_key(
     "A fingerprint of all that a frozen set depends on"
     aside = ("jsonl", "image_root", "out", "ocr_cache", "workers", "levels", "seeds", "damage")
     options = {k: v for k, v in asdict(cfg).items() if k not in aside} | {"conditions": sorted(conditions_of(cfg.damage, cfg.levels, cfg.seeds))}
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")] + [sha256_file(f) for f in own_sources(cfg.damage)]
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")] + own_digests(cfg.damage)
     return fingerprint([options, sha256_file(cfg.jsonl), code, [version(p) for p in ("numpy", "opencv-python-headless", "pillow", "datasets", "rapidocr")]])
 
 def freeze_records(

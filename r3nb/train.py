@@ -44,7 +44,7 @@ from .backends import (SEAL, Stored, all_generators, check_seal, deepspeed_setti
     seal, set_generators, set_moments, shard, whole_parameters, world_size, write_tensors)
 from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir, console, convert, from_dict, nearest, open_image, parse_cli, progress,
     read_json, read_records, resolve_image, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
-from .corrupt import corrupt, draw_families, own_sources
+from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
 from .hardware import check_hardware
@@ -343,7 +343,7 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     if not cfg.evidence_cache: raise ConfigError("evidence_cache is empty; name the folder to fill")
     if cfg.workers < 1: raise ConfigError(f"workers is {cfg.workers}, expected 1 or more")
     n, index, target = len(read_records(cfg.train_jsonl, cfg.image_root)), EvidenceIndex.load(replace(cfg, fp16=False).check().index_dir), cfg.corrupt_text_target
-    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, [sha256_file(p) for p in own_sources(cfg.families)])
+    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families))
     return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:
@@ -861,7 +861,7 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     start = sha256_text("".join(map(sha256_file, sorted(starting_weights(cfg.resume_from).glob("[abm]*.safetensors"))))) if cfg.resume_from else None
     now = {"options": options, "records": sha256_file(cfg.train_jsonl), "index": getattr(index, "fingerprint", None), "resume_from": start,
            "backbone": weights_sha256(resolve_backbone(cfg.model_name)), "samples of a step": cfg.batch_size * cfg.grad_accum * world_size()}
-    if own := own_sources(cfg.families): now["code of families"] = [sha256_file(p) for p in own]
+    if own := own_digests(cfg.families): now["code of families"] = own
     if cfg.evidence_cache: now["evidence_cache"] = sha256_file(Path(cfg.evidence_cache)/"evidence.json")
     path = run_dir(cfg)/"run.json"
     if not path.is_file(): write_json(path, now); return

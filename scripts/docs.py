@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +149,7 @@ def output(o):
 def plain(text):
     "Text without the folders of the machine that built the site"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
-    return re.sub(r"/tmp/tmp\w+", "/tmp/demo", text)
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "demo", text)
 
 
 def links(source, page):
