@@ -10,11 +10,11 @@ __all__ = ['FLOOR', 'LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS
            'Reconstruction', 'one_line', 'build_prompt', 'Example', 'QueryMemo', 'merge_channels', 'make_examples',
            'supports', 'gate_target', 'stated_by', 'shared', 'page_signals', 'Manner', 'write_turns', 'encode_turns',
            'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size', 'fit_picture',
-           'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages',
-           'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id', 'R3Model', 'language_layers',
-           'vision_layers', 'layer_pattern', 'lora_pattern', 'add_lora', 'four_bits', 'open_backbone', 'R3Output',
-           'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits', 'check_backbone',
-           'CheckConfig', 'main', 'check_weights']
+           'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages', 'evenly',
+           'picture_sizes', 'foresee', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id',
+           'R3Model', 'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'add_lora', 'four_bits',
+           'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes',
+           'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights']
 
 # %% ../nbs/05_model.ipynb #c003
 import copy
@@ -46,7 +46,7 @@ from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
 from .backends import SEAL, Stored, check_seal, write_tensors
-from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, rng,
+from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, resolve_image, rng,
     sha256_file, sha256_text, write_json)
 from .indices import CHANNELS, encode_queries, retrieve
 
@@ -883,6 +883,46 @@ def rank_pages(evidence: dict, config: R3Config, model=None)->torch.Tensor: # [B
     if trusted is not None and config.context_order == "gate": return trusted
     even = sum(channel_weights(evidence[f"score_{c}"], evidence[f"in_{c}"], config.tau) for c in CHANNELS).cpu() / 2
     return even if trusted is None else even * (trusted > 0)
+
+# %% ../nbs/05_model.ipynb #p076b
+def evenly(items: list, n: int)->list: return items if len(items) <= n else [items[i * len(items) // n] for i in range(n)] # n of them
+
+def picture_sizes(records: list, image_root: str|Path, n: int = 2000)->dict: # image path -> width and height
+    "Sizes of the pictures of some records, from their headers; a picture that does not open is passed over here."
+    out = {}
+    for path in evenly(list(dict.fromkeys(r.image_path for r in records)), n):
+        try:
+            with Image.open(resolve_image(image_root, path)) as im: out[path] = im.size
+        except (R3Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError): continue
+    return out
+
+@patch
+def words(self: R3Collator, record)->int: # tokens
+    "How long the prompt of a record may get, without its picture."
+    c = self.config
+    own = 0 if c.disable_pseudo_text else self.cut(record.pseudo_text, c.own_tokens)[1]
+    return own + sum(c.n_soft) + self.cut(record.question + c.suffix, 10**6)[1] + (c.evidence_tokens if c.channels and not c.disable_context else 0)
+
+@patch
+def picture_tokens(self: R3Collator, size: tuple)->int: # picture and chat template
+    "How many tokens a picture of some size becomes in a prompt."
+    return len(self.process([""], [fit_picture(Image.new("RGB", size, "white"), self.manner, self.config.max_pixels)])[0][0]["input_ids"])
+
+# %% ../nbs/05_model.ipynb #p076d
+def foresee(collator: R3Collator, records: list, image_root: str|Path, whole: bool = True)->str: # whole: does its processor know pictures?
+    "One line: how many pictures will be scaled, and how many prompts cut."
+    c, sizes, some = collator.config, picture_sizes(records, image_root), evenly(records, 200)
+    large = sum(shown_size(s, Manner(), c.max_pixels)[0] != s for s in sizes.values())
+    shown = c.own_tokens if not c.disable_pseudo_text else 0
+    short = sum(collator.cut(r.pseudo_text, shown)[0] != collator.plain(r.pseudo_text) for r in some) if shown else 0
+    lengths, over = {r.sample_id: collator.words(r) for r in some}, 0
+    for r in sorted((r for r in some if whole and r.image_path in sizes), key=lambda r: -math.prod(sizes[r.image_path])):
+        n = collator.picture_tokens(sizes[r.image_path])
+        over += n + lengths[r.sample_id] > c.max_tokens
+        if n + max(lengths.values()) <= c.max_tokens: break
+    all_ = f"of all {len(records):,} records" if len(some) == len(records) else f"of {len(some)} records among {len(records):,}"
+    limit = f"{large:,} of {len(sizes):,} pictures have more than {c.max_pixels:,} pixels and are scaled down" if c.max_pixels else "pictures are shown at any size"
+    return f"{limit}; {all_}, {short} lose a part of their own text (own_tokens {shown}), {over} may have to be shortened to max_tokens {c.max_tokens}"
 
 # %% ../nbs/05_model.ipynb #c078
 @lru_cache(maxsize=16)

@@ -49,7 +49,7 @@ from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
 from .hardware import check_hardware
 from .indices import EvidenceIndex, encode_queries, open_info
-from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, make_examples, resolve_backbone, to_device, weights_sha256
+from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, foresee, make_examples, resolve_backbone, to_device, weights_sha256
 
 # %% ../nbs/06_train.ipynb #c006
 @dataclass(kw_only=True)
@@ -505,6 +505,7 @@ def ranker(self: R3Trainer): return SimpleNamespace(page_weights=lambda evidence
 def collate(self: R3Trainer, examples: list):
     "What a worker returns: examples and their evidence, or a finished batch when no gate is needed."
     r3, evidence = self.live.r3, self.collator.evidence(examples)
+    examples = self.collator.fit(examples if self.with_teacher else [replace(e, clean=None) for e in examples])
     if r3.context_order == "gate" or r3.selective or r3.picky: return examples, evidence
     return self.collator(examples, teacher=self.with_teacher, evidence=evidence)
 
@@ -867,7 +868,7 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     if not path.is_file(): write_json(path, now); return
     before = read_json(path)
     usual = asdict(TrainConfig(**{f.name: "" for f in fields(TrainConfig) if f.default is MISSING and f.default_factory is MISSING})) # for options that are younger than a run
-    has = usual | before["options"]
+    has = usual | {"max_pixels": 0} | before["options"] # a run that is older than this option had no limit
     other = [f"{k} {has[k]!r} -> {v!r}" for k, v in options.items() if has[k] != v]
     other += [k for k in sorted(now.keys() | before.keys()) if k not in ("options", "samples of a step") and before.get(k) != now.get(k)]
     if before.get(k := "samples of a step", now[k]) != now[k]:
@@ -965,6 +966,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     config = cfg.model_config(index or described(cfg))
     model = open_model(cfg, config, last)
     trainer = R3Trainer(cfg, model, TrainSet(cfg, records, index, config, world_size(), store), last)
+    trainer.remarks = [trainer.collator.check_targets(records)]
     if cfg.teacher == "ema" and trainer.has_teacher: trainer.add_callback(MovingAverage(trainer, cfg.ema_decay))
     if cfg.eval_every: trainer.add_callback(Validation(trainer, cfg, index))
     for callback in (StopOnSignal(trainer.args.device), Progress()): trainer.add_callback(callback)
@@ -983,6 +985,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
     step = int(last.name.removeprefix("step_")) if last else 0
     if step < cfg.max_steps:
         first(lambda: tidy(cfg, step))
+        if rank() == 0: print(*filter(None, [*trainer.remarks, foresee(trainer.collator, trainer.train_dataset.records, cfg.image_root)]), sep="\n")
         trainer.last_log = step
         for reporter in reporters(cfg, step, rank() == 0): trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
