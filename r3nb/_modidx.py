@@ -1286,6 +1286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.plan.open_model': ('plan.html#open_model', 'r3nb/plan.py'),
                            'r3nb.plan.own_or_plain': ('plan.html#own_or_plain', 'r3nb/plan.py'),
                            'r3nb.plan.patches': ('plan.html#patches', 'r3nb/plan.py'),
+                           'r3nb.plan.picture_tokens': ('plan.html#picture_tokens', 'r3nb/plan.py'),
                            'r3nb.plan.prepared': ('plan.html#prepared', 'r3nb/plan.py'),
                            'r3nb.plan.quiet': ('plan.html#quiet', 'r3nb/plan.py'),
                            'r3nb.plan.refused': ('plan.html#refused', 'r3nb/plan.py'),

@@ -7,9 +7,9 @@ __all__ = ['CASES', 'OWN', 'METHODS', 'NF4', 'STRATEGIES', 'MAX_LIVE', 'CONTEXT'
            'DATA', 'DEEPSPEED', 'SHOWN', 'PlanConfig', 'shipped', 'backbone_config', 'skeleton', 'quiet', 'numel',
            'Anatomy', 'tower', 'anatomy', 'Live', 'dummy', 'Grouped', 'grouped', 'Trace', 'trace', 'small', 'stacked',
            'text_trace', 'Regathered', 'regathered', 'case_of', 'how', 'lora_config', 'prepared', 'text_case',
-           'patches', 'sight', 'vision_case', 'stand_in', 'head_trace', 'modules_trace', 'Model', 'open_model',
-           'own_or_plain', 'activations', 'gathered', 'budget', 'host_peak', 'refused', 'row', 'launcher', 'command',
-           'make_plan', 'table', 'report', 'nearest_fit', 'main', 'measure']
+           'patches', 'picture_tokens', 'sight', 'vision_case', 'stand_in', 'head_trace', 'modules_trace', 'Model',
+           'open_model', 'own_or_plain', 'activations', 'gathered', 'budget', 'host_peak', 'refused', 'row', 'launcher',
+           'command', 'make_plan', 'table', 'report', 'nearest_fit', 'main', 'measure']
 
 # %% ../nbs/12_plan.ipynb #c002
 import copy
@@ -21,7 +21,7 @@ import warnings
 import weakref
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -48,8 +48,9 @@ class PlanConfig:
     "Say which ways of training a backbone fit on a fleet of GPUs, and with which command."
     model_name: str # folder of a model, its config.json, or a model id
     gpus: str = "8xV100-32GB" # fleet: COUNTxKIND-MEMORY, for several machines NODESxCOUNTxKIND-MEMORY
-    max_tokens: int = 2048 # tokens of a sample, those of the picture included
-    image_tokens: int = 1024 # how many of them are the picture's
+    max_tokens: int = 4096 # tokens of a sample, those of the picture included
+    max_pixels: int = 2_097_152 # largest picture that the backbone sees, 0 for no limit
+    image_tokens: int|None = None # how many tokens a picture has; None works it out from max_pixels
     answer_tokens: int = 32 # how many have logits and a loss
     batch_size: int = 1 # samples per forward pass and GPU
     grad_accum: int = 4 # forward passes per step
@@ -69,7 +70,8 @@ class PlanConfig:
     def __post_init__(self):
         for name in ("max_tokens", "batch_size", "grad_accum", "answer_tokens", "lora_r", "bottleneck", "text_dim", "image_dim"):
             if getattr(self, name) < 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if not 0 <= self.image_tokens < self.max_tokens: raise ConfigError(f"image_tokens is {self.image_tokens}, expected 0 to less than max_tokens {self.max_tokens}")
+        if self.image_tokens is not None and not 0 <= self.image_tokens < self.max_tokens: raise ConfigError(f"image_tokens is {self.image_tokens}, expected 0 to less than max_tokens {self.max_tokens}")
+        R3Config(max_pixels=self.max_pixels) # refuses what is out of range
         if self.host_gb < 0: raise ConfigError(f"host_gb is {self.host_gb}, expected 0 (unknown) or more")
         if self.bottleneck % 4: raise ConfigError(f"bottleneck {self.bottleneck} is not a multiple of the modules' 4 heads")
 
@@ -325,6 +327,19 @@ def patches(config, tokens: int)->int:
     if side == 1 and whole and getattr(v, "image_size", None): return round(tokens * (one(v.image_size) // one(v.patch_size))**2 / whole)
     return round(tokens * side**2)
 
+def picture_tokens(config, max_pixels: int, max_tokens: int = 10**9)->int:
+    "How many tokens a picture of so many pixels becomes, as far as a configuration says; training shrinks one that does not fit max_tokens."
+    v, one = getattr(config, "vision_config", None), lambda x: x[0] if isinstance(x, (list, tuple)) else x
+    if v is None: return 0
+    side, most = one(getattr(v, "patch_size", 0) or 16), one(getattr(v, "image_size", 0) or 0)
+    merge = next((s for c in (v, config) if (s := getattr(c, "spatial_merge_size", None))), None)
+    pixels = max_pixels or 10**12
+    if merge: return min(max_tokens - 1, (min(pixels, most**2) if most else pixels) // (side * merge)**2) # squares of any number, Pixtral's no more than fit its longest edge
+    whole = next((t for n in ("mm_tokens_per_image", "image_seq_length") if (t := getattr(config, n, None))), None)
+    if whole or not most: return min(max_tokens - 1, whole or 0)
+    grids = [max(h * w for h, w in g) // most**2 for g in [getattr(config, "image_grid_pinpoints", None)] if g] or [-(-pixels // most**2)] * bool(getattr(config, "downsample_ratio", None))
+    return min(max_tokens - 1, round((most // side)**2 * (getattr(config, "downsample_ratio", None) or 1)**2) * (1 + sum(grids)))
+
 def sight(body: Anatomy)->tuple[int, int, int]: # width, heads, blocks
     "The sizes of a vision tower that every family names otherwise."
     blocks, v = body.model.get_submodule(body.vision), body.model.config.vision_config
@@ -424,6 +439,7 @@ class Model:
 def open_model(cfg: PlanConfig, dtype: torch.dtype)->Model:
     "Count a backbone."
     config = backbone_config(cfg.model_name)
+    if cfg.image_tokens is None: cfg = replace(cfg, image_tokens=picture_tokens(config, cfg.max_pixels, cfg.max_tokens))
     stored = config.dtype or config.get_text_config().dtype # now, because the skeleton writes its own
     body = anatomy(skeleton(config, dtype))
     with quiet(): lora = numel(add_lora(copy.deepcopy(body.model), lora_config(cfg)).parameters(), True)
@@ -546,6 +562,7 @@ def command(cfg: PlanConfig, precision: str, method: str, strategy: str, gpus: G
         words += [f"--use_lora --lora_r {cfg.lora_r}"] + ([f"--lora_targets {','.join(cfg.lora_targets)}"] if cfg.lora_targets != LORA_TARGETS else [])
         words += ["--load_in_4bit"] * (method == "QLoRA")
     words += ["--no_freeze_vision"] * (not cfg.freeze_vision) + [f"--{precision}"] * (precision != "fp32") + (["--disable_teacher"] if cfg.disable_teacher else [f"--teacher {cfg.teacher}"])
+    words += [f"--max_pixels {cfg.max_pixels}"] * (cfg.max_pixels != R3Config.max_pixels)
     return " ".join(words + ["--gradient_checkpointing"] * cfg.gradient_checkpointing)
 
 # %% ../nbs/12_plan.ipynb #c063
@@ -559,7 +576,7 @@ def make_plan(cfg: PlanConfig)->dict:
     for r in rows: r["command"] = command(cfg, precision, r["method"], r["strategy"], gpus) if r["fits"] != "no" else ""
     best = {k: next((r for fits in ("yes", "tight") for r in rows if r["method"] == k and r["fits"] == fits), None) for k in METHODS}
     counts = {"backbone": m.total, "vision": m.vision, "lora": m.lora, "modules": m.modules}
-    return {"config": asdict(cfg), "gpus": str(gpus), "capacity": gpus.capacity, "precision": precision, "model_type": m.body.model.config.model_type, "parameters": counts,
+    return {"config": asdict(m.cfg), "gpus": str(gpus), "capacity": gpus.capacity, "precision": precision, "model_type": m.body.model.config.model_type, "parameters": counts,
             "estimated": m.estimated, "facts": facts(gpus.kind, gpus.capability), "rows": rows, "best": {k: None if r is None else r["strategy"] for k, r in best.items()}}
 
 # %% ../nbs/12_plan.ipynb #c064
@@ -576,7 +593,7 @@ def report(plan: dict)->str:
     "A plan for people."
     n, cfg = plan["parameters"], plan["config"]
     head = [f"{cfg['model_name']} ({plan['model_type']}): {n['backbone']:,} parameters, {n['vision']:,} of them vision; LoRA of rank {cfg['lora_r']} trains {n['lora']:,}, the modules {n['modules']:,}",
-            f"{plan['gpus']}, {plan['capacity']/1e9:.1f} GB each; {plan['precision']}, {cfg['batch_size']} x {cfg['max_tokens']} tokens, checkpointing {'on' if cfg['gradient_checkpointing'] else 'off'}", *plan["facts"], ""]
+            f"{plan['gpus']}, {plan['capacity']/1e9:.1f} GB each; {plan['precision']}, {cfg['batch_size']} x {cfg['max_tokens']} tokens, {cfg['image_tokens']} of them a picture's, checkpointing {'on' if cfg['gradient_checkpointing'] else 'off'}", *plan["facts"], ""]
     said = []
     for k, s in plan["best"].items():
         r = next((r for r in plan["rows"] if r["method"] == k and r["strategy"] == s), None)
