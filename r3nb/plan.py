@@ -329,16 +329,17 @@ def patches(config, tokens: int)->int:
 
 def picture_tokens(config, max_pixels: int, max_tokens: int = 10**9)->int:
     "How many tokens a picture of so many pixels becomes, as far as a configuration says; training shrinks one that does not fit max_tokens."
-    v, one = getattr(config, "vision_config", None), lambda x: x[0] if isinstance(x, (list, tuple)) else x
+    v, one, pixels = getattr(config, "vision_config", None), lambda x: x[0] if isinstance(x, (list, tuple)) else x, max_pixels or 10**12
     if v is None: return 0
-    side, most = one(getattr(v, "patch_size", 0) or 16), one(getattr(v, "image_size", 0) or 0)
-    merge = next((s for c in (v, config) if (s := getattr(c, "spatial_merge_size", None))), None)
-    pixels = max_pixels or 10**12
-    if merge: return min(max_tokens - 1, (min(pixels, most**2) if most else pixels) // (side * merge)**2) # squares of any number, Pixtral's no more than fit its longest edge
-    whole = next((t for n in ("mm_tokens_per_image", "image_seq_length") if (t := getattr(config, n, None))), None)
-    if whole or not most: return min(max_tokens - 1, whole or 0)
-    grids = [max(h * w for h, w in g) // most**2 for g in [getattr(config, "image_grid_pinpoints", None)] if g] or [-(-pixels // most**2)] * bool(getattr(config, "downsample_ratio", None))
-    return min(max_tokens - 1, round((most // side)**2 * (getattr(config, "downsample_ratio", None) or 1)**2) * (1 + sum(grids)))
+    first = lambda places, *names: next((one(x) for c in places for n in names if (x := getattr(c, n, None))), 0)
+    side, most, merge = first([v], "patch_size") or 16, first([v], "image_size"), first([v, config], "spatial_merge_size")
+    if v.model_type == "pixtral": pixels = min(pixels, most**2) # its longest edge
+    if merge or not most: return min(max_tokens - 1, pixels // (side * (merge or 1))**2) # squares, as many as there are
+    shrink = first([config], "scale_factor", "downsample_factor") or 1 / (first([config], "downsample_ratio") or 1)
+    tile, tiles = first([config], "mm_tokens_per_image", "image_seq_length") or round((most // side)**2 / shrink**2), 0
+    if grid := getattr(config, "image_grid_pinpoints", None): tiles = min(-(-pixels // most**2), max(h * w for h, w in grid) // most**2)
+    elif shrink != 1: tiles = -(-pixels // most**2)
+    return min(max_tokens - 1, tile * (1 + tiles))
 
 def sight(body: Anatomy)->tuple[int, int, int]: # width, heads, blocks
     "The sizes of a vision tower that every family names otherwise."
