@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'KINDS', 'TEXTS', 'SCORES', 'KEYS', 'NAME', 'READ_ME', 'MARK', 'picture_bytes', 'Shown', 'shown',
-           'plain_prompts', 'open_picture', 'collated_prompts', 'features', 'to_row', 'write_rows', 'Function',
-           'write_yaml', 'TasksConfig', 'task_name', 'task_file', 'clean_parts', 'thawed', 'frozen_parts', 'write_part',
-           'write_groups', 'check_tasks', 'write_tasks', 'main']
+           'open_picture', 'png_bytes', 'plain_prompts', 'collated_prompts', 'features', 'to_row', 'write_rows',
+           'Function', 'write_yaml', 'TasksConfig', 'task_name', 'task_file', 'clean_parts', 'thawed', 'frozen_parts',
+           'write_part', 'write_groups', 'check_tasks', 'write_tasks', 'main']
 
 # %% ../nbs/13_interchange.ipynb #c003
 import io
@@ -15,11 +15,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -75,35 +76,48 @@ def shown(
 # %% ../nbs/13_interchange.ipynb #c015
 PROMPTS = {"base": "prompt", "base+text": "prompt_text"} # mode: the column with its prompts
 
+def open_picture(data:bytes): return Picture().decode_example({"bytes": data, "path": None}).convert("RGB")
+
+def png_bytes(image)->bytes:
+    "A picture as PNG"
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
 def plain_prompts(
     s:Shown, # a question
     modes=tuple(PROMPTS), # `base`, `base+text`
-)->dict: # prompt by column
+    max_pixels:int=2_097_152, # largest picture, 0 for no limit
+)->dict: # prompt by column, and the picture where it is scaled
     "The prompts of a question, with all of the page's text"
-    from r3nb.model import build_prompt
-    return {PROMPTS[m]: build_prompt(s.question, s.text if MODES[m][1] else "") for m in modes}
+    from r3nb.model import Manner, build_prompt, fit_picture
+    out = {PROMPTS[m]: build_prompt(s.question, s.text if MODES[m][1] else "") for m in modes}
+    w, h = PIL.Image.open(io.BytesIO(s.image)).size
+    if not max_pixels or w * h <= max_pixels: return out
+    return out | {"image": png_bytes(fit_picture(open_picture(s.image), Manner(ratio=2**31, least=1), max_pixels))} # no white: who reads it is not known
 
 # %% ../nbs/13_interchange.ipynb #c018
-def open_picture(data:bytes): return Picture().decode_example({"bytes": data, "path": None}).convert("RGB")
-
 def collated_prompts(
     model_name:str, # folder or hub name of a backbone
     suffix:str="", # what follows every question; it counts in the budget
+    **budgets, # `own_tokens`, `max_tokens`, `max_pixels`
 )->Callable: # like `plain_prompts`
     "Prompts exactly as `r3nb_eval` gives them to one model, with its cut of long text"
     from transformers import AutoProcessor
-    from r3nb.model import PLACEHOLDERS, R3Collator, R3Config, make_examples, resolve_backbone
+    from r3nb.model import PLACEHOLDERS, R3Collator, R3Config, fit_picture, make_examples, read_manner, resolve_backbone
     processor = AutoProcessor.from_pretrained(resolve_backbone(model_name))
     processor.tokenizer.add_tokens(list(PLACEHOLDERS), special_tokens=True)
-    flags = {m: flags_of(parse_mode(m), EvalConfig(prompt_suffix=suffix)) for m in PROMPTS}
+    processor.manner = read_manner(processor)
+    flags = {m: flags_of(parse_mode(m), EvalConfig(prompt_suffix=suffix, **budgets)) for m in PROMPTS}
     def prompts(s:Shown, modes=tuple(PROMPTS))->dict:
         record = QARecord(s.sample_id, s.dataset, s.split, s.image_id, "", s.question, s.answers[0], s.answers, s.text)
         seen, out = SimpleNamespace(image=open_picture(s.image), pseudo_text=s.text, question=s.question, c_vis=1., c_text=1.), {}
         for m in modes:
             config = R3Config(lora_r=0, **flags[m])
-            batch = R3Collator(processor, config)(make_examples(None, [record], [seen], config), answers=False)
-            out[PROMPTS[m]] = batch["meta"][0]["prompt"].removesuffix(suffix)
-        return out
+            image = fit_picture(seen.image, processor.manner, config.max_pixels)
+            made = R3Collator(processor, config).fitted(make_examples(None, [record], [seen], config), [[]], [image], None)[1][0]
+            out[PROMPTS[m]] = made.turn.removesuffix(suffix)
+        return out if made.image is seen.image else out | {"image": png_bytes(made.image)}
     return prompts
 
 # %% ../nbs/13_interchange.ipynb #c022
@@ -121,8 +135,8 @@ def to_row(
 )->dict: # one row of a task's data
     "A question as it is written"
     kind = KINDS.get(s.meta.get("human_or_machine"), "") if s.dataset == "chartqa" else ""
-    return vars(s) | prompts | {"metric": task_metric(s.dataset, s.meta.get("metric")), "kind": kind,
-                                "meta": json.dumps(s.meta, ensure_ascii=False), "image": {"bytes": s.image, "path": None}}
+    return vars(s) | {k: v for k, v in prompts.items() if k != "image"} | {"metric": task_metric(s.dataset, s.meta.get("metric")), "kind": kind,
+                                "meta": json.dumps(s.meta, ensure_ascii=False), "image": {"bytes": prompts.get("image", s.image), "path": None}}
 
 def write_rows(
     path, # a Parquet file
@@ -168,6 +182,9 @@ class TasksConfig:
     name: str = "r3nb" # how the names of all tasks begin
     text: bool = False # write a second task for each, whose prompt shows the page's own text, as in mode base+text
     model_name: str = "" # folder or hub name of the backbone that long text is cut for, as r3nb_eval cuts it; empty leaves text whole
+    own_tokens: int = 256 # tokens of the page's own text in a prompt that is cut for a model
+    max_tokens: int = 4096 # tokens of such a prompt, those of the picture included
+    max_pixels: int = 2_097_152 # largest picture, larger ones are scaled down as r3nb_eval does; 0 for no limit
     prompt_suffix: str = "" # appended to every question
     max_new_tokens: int = 16 # longest answer, in tokens
     dataset_prefixes: list[str] = field(default_factory=list) # keep these datasets only; empty keeps all
@@ -204,7 +221,7 @@ def task_file(
             **({"process_results": Function(f"utils.{function}")} if function else {}),
             "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in used],
             "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": cfg.prompt_suffix}},
-            "metadata": {"version": 1.0, "mode": mode, **{k: rows[k][0] for k in KEYS},
+            "metadata": {"version": 1.0, "mode": mode, "max_pixels": cfg.max_pixels, **{k: rows[k][0] for k in KEYS},
                          **({"frozen": read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]} if rows["damage"] != ["clean"] else {})}}
 
 # %% ../nbs/13_interchange.ipynb #c033
@@ -298,9 +315,11 @@ def check_tasks(
     cfg:TasksConfig, # options
 )->None:
     "Refuse options that cannot work, before any long work"
+    from r3nb.model import R3Config
     if not cfg.jsonl and not cfg.frozen: raise ConfigError("nothing to write; name a file with --jsonl and --image_root, a frozen set with --frozen, or both")
     if cfg.jsonl and not cfg.image_root: raise ConfigError("image_root is needed with jsonl; add --image_root")
     if not re.fullmatch(NAME, cfg.name): raise ConfigError(f"name {cfg.name!r} cannot begin the name of a task; use letters, digits, '_', '-' and '.'")
+    R3Config(own_tokens=cfg.own_tokens, max_tokens=cfg.max_tokens, max_pixels=cfg.max_pixels) # refuses what is out of range
     if cfg.max_new_tokens < 1: raise ConfigError(f"max_new_tokens is {cfg.max_new_tokens}, expected 1 or more")
     out = Path(cfg.out)
     if out.exists() and not (out.is_dir() and ((out/MARK).is_file() or not any(out.iterdir()))):
@@ -312,7 +331,8 @@ def write_tasks(
 )->dict: # task: its group, headline metric and number of questions
     "Write all tasks into one folder, which appears when it is whole"
     check_tasks(cfg)
-    prompts, tasks = collated_prompts(cfg.model_name, cfg.prompt_suffix) if cfg.model_name else plain_prompts, {}
+    budgets, tasks = {"own_tokens": cfg.own_tokens, "max_tokens": cfg.max_tokens, "max_pixels": cfg.max_pixels}, {}
+    prompts = collated_prompts(cfg.model_name, cfg.prompt_suffix, **budgets) if cfg.model_name else partial(plain_prompts, max_pixels=cfg.max_pixels)
     with atomic_dir(cfg.out) as out:
         for parts in (clean_parts,) * bool(cfg.jsonl) + (frozen_parts,) * bool(cfg.frozen):
             for part in parts(cfg):
@@ -332,7 +352,7 @@ def main(argv=None):
     "Console script `r3nb_tasks`"
     cfg = parse_cli(TasksConfig, argv, "r3nb_tasks")
     for name, t in write_tasks(cfg).items(): print(f"{name}: {t['n']} questions, scored by {t['metric']}")
-    if cfg.text and not cfg.model_name: print("own text is whole in every prompt; r3nb_eval cuts it at 256 tokens: name the model with --model_name for its prompts")
+    if cfg.text and not cfg.model_name: print(f"own text is whole in every prompt; r3nb_eval cuts it at {cfg.own_tokens} tokens: name the model with --model_name for its prompts")
 
 # %% ../nbs/13_interchange.ipynb #c050
 if __name__ == "__main__" and "__file__" in globals(): main()
