@@ -6,10 +6,10 @@
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError',
            'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'import_named', 'atomic_path',
            'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema',
-           'resolve_image', 'open_image', 'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything',
-           'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert',
-           'no_option', 'from_dict', 'example_of', 'parse_cli', 'run_command', 'machine_fault', 'console', 'Lines',
-           'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
+           'resolve_image', 'open_image', 'check_image', 'no_answers', 'read_records', 'line_of', 'picture_of',
+           'named_fault', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
+           'git_state', 'write_manifest', 'convert', 'no_option', 'from_dict', 'example_of', 'parse_cli', 'run_command',
+           'machine_fault', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -370,6 +370,26 @@ def _check_record_image(r, image_root, look, where):
         if look: check_image(full)
     except R3Error as e: raise type(e)(f"{where}: {e}") from e
 
+# %% ../nbs/00_core.ipynb #k042b
+def line_of(
+    jsonl, # a unified JSONL file
+    sample_id:str, # a sample in it
+)->str: # `file:line`, or the file alone
+    "Where the row of a sample stands"
+    try: return next((f"{jsonl}:{line}" for line, row in read_jsonl(jsonl, []) if row.get("sample_id") == sample_id), str(jsonl))
+    except (R3Error, OSError): return str(jsonl)
+
+def picture_of(
+    record:QARecord, # whose picture
+    image_root, # the folder that image paths are relative to
+    jsonl="", # the file that the record was read from
+)->Image.Image: # RGB pixels
+    "Open a record's picture; a fault names the sample, and the line of its row"
+    try: return open_image(resolve_image(image_root, record.image_path))
+    except R3Error as e: raise type(e)(named_fault(e, record.sample_id, jsonl)) from e
+
+def named_fault(e:Exception, sample_id:str, jsonl="")->str: return f"{line_of(jsonl, sample_id) + ': ' if jsonl else ''}sample {sample_id}: {e}" # what went wrong, and with which row
+
 # %% ../nbs/00_core.ipynb #c045
 def _key(k):
     "A stable plain form of one generator key"
@@ -632,7 +652,7 @@ def _strangers(words:list[str], ap)->list[str]:
 
 def _refuse(strangers:list[str], known, ap)->None:
     "Leave with what is known about unknown flags"
-    said = {w: hint(w.removeprefix("--"), known, "--") for w in dict.fromkeys(strangers)}
+    said = {w: hint(w.removeprefix("--"), known) for w in dict.fromkeys(strangers)}
     if said: ap.error("; ".join(f"unknown option {w}" + (f": {s}" if s else f", see {ap.prog} --help") for w, s in said.items()))
 
 def _refuse_loose(words:list[str], known, ap)->None:

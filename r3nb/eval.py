@@ -30,7 +30,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summarise
-from .core import (CheckpointError, ConfigError, DataError, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
+from .core import (CheckpointError, ConfigError, DataError, ImageError, atomic_path, code_dir, console, fingerprint, named_fault, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
 from .corrupt import own_digests, own_sources
@@ -268,8 +268,10 @@ def damage(
 )->list[Case]: # one case per record
     "The damaged inputs of records under one condition"
     made = (inputs or open_inputs(cfg))(records, Condition(what, level, seed))
-    seen = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c
-    return [Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made]
+    seen, out = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c, []
+    try: out.extend(Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made)
+    except ImageError as e: raise ImageError(named_fault(e, records[len(out)].sample_id, cfg.val_jsonl)) from e # inputs come in the order of the records
+    return out
 
 # %% ../nbs/08_eval.ipynb #c024
 BLOCK = 256
