@@ -6,10 +6,10 @@
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError',
            'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'import_named', 'atomic_path',
            'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema',
-           'resolve_image', 'open_image', 'check_image', 'no_answers', 'read_records', 'rng', 'seed_everything',
-           'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert',
-           'from_dict', 'example_of', 'parse_cli', 'run_command', 'machine_fault', 'console', 'Lines', 'redraws',
-           'progress', 'worker_pool', 'run_dir_fresh']
+           'resolve_image', 'open_image', 'check_image', 'no_answers', 'read_records', 'line_of', 'picture_of',
+           'named_fault', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
+           'git_state', 'write_manifest', 'convert', 'no_option', 'from_dict', 'example_of', 'parse_cli', 'run_command',
+           'machine_fault', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -45,6 +45,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from .words import called, hint
 
 # %% ../nbs/00_core.ipynb #c006
 class R3Error(Exception):
@@ -368,6 +370,26 @@ def _check_record_image(r, image_root, look, where):
         if look: check_image(full)
     except R3Error as e: raise type(e)(f"{where}: {e}") from e
 
+# %% ../nbs/00_core.ipynb #k042b
+def line_of(
+    jsonl, # a unified JSONL file
+    sample_id:str, # a sample in it
+)->str: # `file:line`, or the file alone
+    "Where the row of a sample stands"
+    try: return next((f"{jsonl}:{line}" for line, row in read_jsonl(jsonl, []) if row.get("sample_id") == sample_id), str(jsonl))
+    except (R3Error, OSError): return str(jsonl)
+
+def picture_of(
+    record:QARecord, # whose picture
+    image_root, # the folder that image paths are relative to
+    jsonl="", # the file that the record was read from
+)->Image.Image: # RGB pixels
+    "Open a record's picture; a fault names the sample, and the line of its row"
+    try: return open_image(resolve_image(image_root, record.image_path))
+    except R3Error as e: raise type(e)(named_fault(e, record.sample_id, jsonl)) from e
+
+def named_fault(e:Exception, sample_id:str, jsonl="")->str: return f"{line_of(jsonl, sample_id) + ': ' if jsonl else ''}sample {sample_id}: {e}" # what went wrong, and with which row
+
 # %% ../nbs/00_core.ipynb #c045
 def _key(k):
     "A stable plain form of one generator key"
@@ -502,6 +524,15 @@ def convert(
     raise ValueError(v)
 
 # %% ../nbs/00_core.ipynb #c063
+def no_option(
+    name:str, # an option that does not exist
+    known, # those that exist
+)->str: # to append to an error message
+    "What was probably meant by the name of an option: its name here, what is to be done instead, or the list of all"
+    said, known = hint(name, known), [str(k) for k in known]
+    if said and not said.startswith("did you mean"): return f"; {said}"
+    return f" ({said + ' ' if said else ''}known: {', '.join(sorted(known)) or 'none'})"
+
 def _kind_name(kind)->str: return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 def from_dict(
@@ -514,7 +545,7 @@ def from_dict(
     if not isinstance(d, dict): raise ConfigError(f"{at}expected options of {cls.__name__} by name, found {d!r}")
     known, hints, out = {f.name: f for f in fields(cls) if f.init}, typing.get_type_hints(cls), {}
     for k, v in d.items():
-        if k not in known: raise ConfigError(f"{at}unknown option '{k}' of {cls.__name__}{nearest(k, known)}")
+        if k not in known: raise ConfigError(f"{at}unknown option '{k}' of {cls.__name__}{no_option(k, known)}")
         try: out[k] = convert(v, hints[k])
         except (ValueError, OverflowError):
             raise ConfigError(f"{at}option '{k}' of {cls.__name__} should be {_kind_name(hints[k])}, found {v!r}") from None
@@ -599,7 +630,7 @@ def _others(words:list[str], ap)->dict:
     out = {}
     while words:
         word = words.pop(0)
-        if not word.startswith("--"): ap.error(f"unrecognized arguments: {word}")
+        if not word.startswith("--"): ap.error(f"unrecognized arguments: {word}" + ("; options begin with two dashes" if word.startswith("-") else ""))
         name, _, value = word[2:].partition("=")
         out[name.replace("-", "_")] = value if "=" in word else True if not words or words[0].startswith("--") else words.pop(0)
     return out
@@ -612,6 +643,22 @@ def _spoken(words:list[str], flags:set)->list[str]:
         if said is None: out.append(w)
         elif not said: out[-1] = f"--no_{out[-1][2:].replace('-', '_')}"
     return out
+
+# %% ../nbs/00_core.ipynb #k067b
+def _strangers(words:list[str], ap)->list[str]:
+    "Flags of a command line that a parser does not know"
+    until = words.index("--") if "--" in words else len(words)
+    return [w.partition("=")[0] for w in words[:until] if w.startswith("--") and " " not in w.partition("=")[0] and w.partition("=")[0] not in ap._option_string_actions]
+
+def _refuse(strangers:list[str], known, ap)->None:
+    "Leave with what is known about unknown flags"
+    said = {w: hint(w.removeprefix("--"), known) for w in dict.fromkeys(strangers)}
+    if said: ap.error("; ".join(f"unknown option {w}" + (f": {s}" if s else f", see {ap.prog} --help") for w, s in said.items()))
+
+def _refuse_loose(words:list[str], known, ap)->None:
+    "Leave because of words that belong to no option"
+    meant = next((f"; options begin with two dashes: --{n}" for w in words if w.startswith("-") and (n := called(w, known) or (w.strip("-") in known and w.strip("-")))), "")
+    if words: ap.error(f"unrecognized arguments: {' '.join(words)}{meant}")
 
 # %% ../nbs/00_core.ipynb #c067c
 def parse_cli(
@@ -630,8 +677,10 @@ def parse_cli(
     groups["options"].add_argument("-h", "--help", action="help", help="show this text and stop")
     words = ["--" + w[2:].partition("=")[0].replace("-", "_") + "".join(w.partition("=")[1:]) if w.startswith("--") else w for w in (sys.argv[1:] if argv is None else argv)]
     words = _spoken(words, {n for n, kind in hints.items() if kind is bool})
-    if rest is None: return from_dict(cls, vars(ap.parse_args(words)), "command line")
+    names, strangers = [f.name for f in shown], _strangers(words, ap)
+    _refuse(strangers if rest is None else [w for w in strangers if called(w, names)], names, ap)
     known, others = ap.parse_known_args(words)
+    if rest is None: _refuse_loose(others, names, ap); return from_dict(cls, vars(known), "command line")
     return from_dict(cls, vars(known) | {rest: _others(others, ap)}, "command line")
 
 # %% ../nbs/00_core.ipynb #c068b

@@ -719,6 +719,7 @@ class DownloadConfig:
 
     def __post_init__(self):
         spec, self.named = dataset_spec(self.dataset), bool(self.splits)
+        self.dataset = spec.name
         if not spec.hub: raise ConfigError(f"dataset: {spec.name} names no repository; add a HubSource to its row, or fill its raw folder yourself")
         self.splits = ["val" if s == "validation" else s for s in self.splits]
         offered = [s for s in SPLITS if any(s in h.splits.values() for h in spec.hub)]

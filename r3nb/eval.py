@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 'META', 'FREE', 'PARTIAL', 'DAMAGE', 'VERSIONS',
            'Mode', 'parse_mode', 'SweepOptions', 'BudgetOptions', 'EvalConfig', 'modes_of', 'check_config',
-           'check_damage', 'trained_budgets', 'budgets_of', 'budget_notes', 'levels_of', 'conditions', 'modes_at',
-           'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of',
-           'LastPictures', 'same_pictures', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial',
-           'append_rows', 'make_row', 'content_of', 'run_key', 'same_own', 'by_length', 'rows_of', 'Part', 'Plan',
-           'plan_of', 'answer_part', 'only', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep',
-           'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples',
-           'suffix_of', 'settings_of', 'frozen_report', 'inputs_line', 'evaluate', 'main']
+           'check_devices', 'check_damage', 'trained_budgets', 'budgets_of', 'budget_notes', 'levels_of', 'conditions',
+           'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of',
+           'LastPictures', 'same_pictures', 'device_of', 'weights_folder', 'checkpoints_of', 'with_dtype',
+           'check_models', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row',
+           'content_of', 'run_key', 'same_own', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part',
+           'only', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files', 'finish',
+           'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
+           'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -31,7 +32,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summarise
-from .core import (CheckpointError, ConfigError, DataError, R3Error, atomic_path, code_dir, console, fingerprint, nearest, open_image, parse_cli,
+from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_path, code_dir, console, fingerprint, named_fault, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
 from .corrupt import own_digests, own_sources
@@ -137,8 +138,10 @@ class EvalConfig(SweepOptions, EndpointOptions, BudgetOptions):
     prompt_suffix: str = "" # appended to every question, recorded with every score
     batch_size: int = 16 # questions answered at once; answers do not depend on it
     max_new_tokens: int = 16 # longest answer, in tokens
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32" # precision of the backbone; answers are comparable within one precision only
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto" # precision of the backbone, the same for all modes; auto: what the checkpoint was trained in, else bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU
     device: str = "" # for example cpu or cuda; empty takes a GPU if there is one
+    device_map: str|dict = "" # spread a large model over all GPUs, and what is left over the machine's memory and disk: auto, or parts of the model with their devices as JSON
+    attn_implementation: str = "" # attention of the backbone: eager, sdpa, flash_attention_2 or another that transformers knows; empty leaves the choice to it
     threads: int = 0 # threads of torch in each process; 0 leaves them as they are, or shares the cores among several workers
     workers: int = 1 # processes that answer, each with its own copy of the models
     n_boot: int = 2000 # resamples of each interval
@@ -169,9 +172,10 @@ def check_config(
             "checkpoint_dir": any(m.model == "r3" for m in modes), "lora_checkpoint_dir": any(m.model == "lora" for m in modes)}
     for k, needed in need.items():
         if needed and not getattr(cfg, k): raise ConfigError(f"{k} is needed by eval_mode {','.join(m.name for m in modes)}; add --{k}")
-        if needed and k != "model_name" and not Path(getattr(cfg, k)).exists():
+        if getattr(cfg, k) and k != "model_name" and not Path(getattr(cfg, k)).exists():
             raise (CheckpointError if "checkpoint" in k else DataError)(f"{k} {getattr(cfg, k)}: no such path; run the stage that writes it")
     check_damage(cfg)
+    check_devices(cfg)
     for name, values in (("corruption_levels", cfg.corruption_levels), ("ablation_levels", cfg.ablation_levels)):
         for v in values:
             if not 0 <= v <= 1: raise ConfigError(f"{name}: {v} is outside 0 to 1")
@@ -182,6 +186,19 @@ def check_config(
     for k in ("batch_size", "max_new_tokens", "top_k", "workers"):
         if getattr(cfg, k) < 1: raise ConfigError(f"{k} is {getattr(cfg, k)}, expected 1 or more")
     return modes
+
+# %% ../nbs/08_eval.ipynb #d014
+def check_devices(
+    cfg:EvalConfig, # options of the run
+)->None:
+    "Refuse devices and kinds of attention that cannot be had"
+    if not (cfg.device_map or cfg.attn_implementation): return
+    from r3nb.room import check_attention, one_process, read_device_map
+    if cfg.endpoint: raise ConfigError("device_map and attn_implementation are for models that are opened here, and an endpoint has its own; leave them out")
+    read_device_map(cfg.device_map)
+    check_attention(cfg.attn_implementation)
+    one_process(cfg.device_map, "torchrun has started several" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "workers asks for several" if cfg.workers > 1 else "")
+    if cfg.device_map and cfg.device: raise ConfigError(f"device {cfg.device} and device_map {cfg.device_map} exclude each other; leave one of them out")
 
 # %% ../nbs/08_eval.ipynb #c014a
 def check_damage(
@@ -254,14 +271,15 @@ def eval_records(
     cfg:EvalConfig, # options of the run
 )->list: # records, in the order of the file
     "Read, check, filter and sample the records to evaluate"
-    from r3nb.data import stratified_sample
+    from r3nb.data import registered, stratified_sample
     records = read_records(cfg.val_jsonl, cfg.image_root, check_images=True, need_answers=not cfg.no_answers)
     if cfg.no_answers and (known := [r.sample_id for r in records if any(a.strip() for a in r.answers)]):
         raise DataError(f"{cfg.val_jsonl}: {len(known)} of {len(records)} records have answers, the first is {known[0]}; leave no_answers out, so that they are scored")
     names = sorted({r.dataset for r in records})
-    for p in cfg.dataset_prefixes:
+    prefixes = tuple(p if any(n.startswith(p) for n in names) else registered(p) for p in cfg.dataset_prefixes)
+    for p in prefixes:
         if not any(n.startswith(p) for n in names): raise ConfigError(f"dataset_prefixes: no dataset starts with '{p}'{nearest(p, names)}")
-    if cfg.dataset_prefixes: records = [r for r in records if r.dataset.startswith(tuple(cfg.dataset_prefixes))]
+    if prefixes: records = [r for r in records if r.dataset.startswith(prefixes)]
     for r in records: task_metric(r.dataset, r.meta.get("metric"))
     return stratified_sample(records, cfg.max_eval_samples, cfg.sample_seed) if cfg.max_eval_samples else records
 
@@ -300,8 +318,10 @@ def damage(
 )->list[Case]: # one case per record
     "The damaged inputs of records under one condition"
     made = (inputs or open_inputs(cfg))(records, Condition(what, level, seed))
-    seen = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c
-    return [Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made]
+    seen, out = lambda c: replace(c, pseudo_text="") if cfg.no_pseudo_text else c, []
+    try: out.extend(Case(d.record, level, seed, seen(d.seen), damage=what, row=d.row) for d in made)
+    except ImageError as e: raise ImageError(named_fault(e, records[len(out)].sample_id, cfg.val_jsonl)) from e # inputs come in the order of the records
+    return out
 
 # %% ../nbs/08_eval.ipynb #c024
 BLOCK = 256
@@ -367,23 +387,72 @@ def same_pictures(a, b)->bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(same_pictures, a, b))
     return a is b
 
+# %% ../nbs/08_eval.ipynb #d030
+def device_of(
+    cfg:EvalConfig, # options of the run
+)->str: # such as cuda:0 or cpu
+    "The device that was asked for, else this process's GPU if there is one"
+    import torch
+    return cfg.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+
+def weights_folder(cfg:EvalConfig, which:str)->str: return cfg.lora_checkpoint_dir if which == "lora" else cfg.checkpoint_dir # of `base`, `lora` or `r3`; empty for a bare backbone
+
+def checkpoints_of(
+    cfg:EvalConfig, # options of the run
+)->list[str]: # folders, each once; an empty one stands for a bare backbone
+    "The checkpoints that the modes of a run need, one model each"
+    return list(dict.fromkeys(weights_folder(cfg, m.model) for m in modes_of(cfg)))
+
+def with_dtype(
+    cfg:EvalConfig, # options of the run
+)->EvalConfig: # the same, with a precision in place of auto
+    "Settle the precision"
+    if cfg.endpoint or cfg.dtype == "float32": return cfg
+    from r3nb.model import saved_dtype
+    from r3nb.room import pick_dtype
+    known = {f: saved_dtype(f) for f in checkpoints_of(cfg) if (Path(f)/"r3_config.json").is_file() and f}
+    return replace(cfg, dtype=pick_dtype(cfg.dtype, device_of(cfg), known))
+
+# %% ../nbs/08_eval.ipynb #f030
+def check_models(
+    cfg:EvalConfig, # options of the run, settled
+)->None:
+    "Refuse checkpoints, backbones and sizes that cannot be opened, before any of them is"
+    import torch
+    from r3nb.model import resolve_backbone
+    from r3nb.room import check_load, memory
+    folders = checkpoints_of(cfg)
+    for f in filter(None, folders):
+        if not (Path(f)/"r3_config.json").is_file(): raise CheckpointError(f"{f}: no checkpoint (r3_config.json is missing); give a folder such as checkpoints/step_1000")
+    backbone, device, copies = resolve_backbone(cfg.model_name), device_of(cfg), len(folders) * cfg.workers
+    if cfg.device_map: return
+    config = [read_json(Path(f)/"r3_config.json")["config"] if f else {} for f in folders]
+    w = check_load(backbone, cfg.dtype, device, 0)
+    one = w.total * {"float32": 4}.get(cfg.dtype, 2)
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    ways = {"--workers 1": one * len(folders)} if cfg.workers > 1 else {}
+    if len(folders) > 1: ways["a run for each checkpoint"] = one * cfg.workers
+    if gpus and cfg.workers == 1 and one * len(folders) <= sum(memory(g).free for g in gpus) + memory().free: ways["--device_map auto, over all GPUs and this machine's memory"] = 0
+    check_load(backbone, cfg.dtype, device, copies, ways, all(c.get("load_in_4bit") for c in config))
+
 # %% ../nbs/08_eval.ipynb #b030
 class Readers:
     "The models of a run: each is opened when first needed, and shared by all modes with its weights"
     def __init__(self,
         cfg:EvalConfig, # options of the run
         index=None, # an `EvidenceIndex`, for the vectors of its pages
-    ): self.cfg, self.index, self.models, self.pictures = cfg, index, {}, None
+    ): self.cfg, self.index, self.models, self.pictures = with_dtype(cfg), index, {}, None
 
     def open(self, which:str):
         "The model with the weights `base`, `lora` or `r3`, and its own configuration"
         from r3nb.model import R3Config, R3Model
-        folder = self.cfg.lora_checkpoint_dir if which == "lora" else self.cfg.checkpoint_dir
+        c, folder = self.cfg, weights_folder(self.cfg, which)
         if folder not in self.models:
-            if folder: model = R3Model.load(folder, self.cfg.model_name, self.cfg.dtype)
-            else: model = R3Model.from_pretrained(self.cfg.model_name, R3Config(lora_r=0, **self.widths()), self.cfg.dtype)
+            where = c.dtype, c.device_map, c.attn_implementation
+            if folder: model = R3Model.load(folder, c.model_name, *where)
+            else: model = R3Model.from_pretrained(c.model_name, R3Config(lora_r=0, **self.widths()), *where)
             if hasattr(model.processor, "image_processor"): model.processor.image_processor = LastPictures(model.processor.image_processor)
-            self.models[folder] = model.to(self.device()).eval(), model.r3
+            self.models[folder] = (model if c.device_map else model.to(self.device())).eval(), model.r3
         return self.models[folder]
 
     def widths(self)->dict:
@@ -391,9 +460,8 @@ class Readers:
         return {f"{c}_dim": self.index.info[c]["dim"] for c in ("text", "image")} if self.index is not None else {}
 
     def device(self)->str:
-        "The device that was asked for, else this process's GPU if there is one"
-        import torch
-        return self.cfg.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+        "Where models of one device go"
+        return device_of(self.cfg)
 
 # %% ../nbs/08_eval.ipynb #c032
 @patch
@@ -420,10 +488,10 @@ def answer(self:Readers,
 def settled(
     cfg:EvalConfig, # options as given
 )->EvalConfig: # options that a run can go by
-    "Check the options, fill in the budgets, and ask an endpoint for the name of its model where none is given"
+    "Check the options, fill in budgets and precision, and ask an endpoint for the name of its model where none is given"
     check_config(cfg)
     cfg = replace(cfg, **budgets_of(cfg))
-    return named(cfg) if cfg.endpoint else cfg
+    return named(cfg) if cfg.endpoint else with_dtype(cfg)
 
 def open_readers(
     cfg:EvalConfig, # options of the run
@@ -693,6 +761,7 @@ def sweep(
 )->Path: # the finished predictions file
     "Answer every question under every condition with every mode; goes on where a killed run stopped"
     cfg, us = settled(cfg), us or Team()
+    if readers is None and not cfg.endpoint: check_models(cfg)
     out, plan = Path(cfg.out_dir), plan_of(cfg, eval_records(cfg))
     if us.leads:
         if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))

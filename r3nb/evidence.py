@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .core import (ConfigError, DataError, atomic_path, fingerprint, open_image, progress, read_json, read_records, resolve_image, rng, sha256_file,
+from .core import (ConfigError, DataError, atomic_path, fingerprint, picture_of, progress, read_json, read_records, rng, sha256_file,
     worker_pool, write_json)
 from .corrupt import corrupt, own_digests
 from .indices import CHANNELS, EvidenceIndex, encode_queries
@@ -85,11 +85,11 @@ def look_up(index: EvidenceIndex, grid: Grid, records: list, damaged: list)->np.
 # %% ../nbs/06_evidence.ipynb #c015
 def block_file(folder: str|Path, number: int)->Path: return Path(folder)/f"block_{number:06d}.npy"
 
-def fill_block(index: EvidenceIndex, grid: Grid, records: list, image_root: str|Path)->np.ndarray: # [n, levels + 1, variants]
+def fill_block(index: EvidenceIndex, grid: Grid, records: list, image_root: str|Path, jsonl: str|Path = "")->np.ndarray: # [n, levels + 1, variants]
     "Findings of some records at every level and variant; the last level is the one without text."
     seeds, asked = [grid.damage_seed(v) for v in range(grid.variants)], []
     for r in records:
-        image = open_image(resolve_image(image_root, r.image_path))
+        image = picture_of(r, image_root, jsonl)
         asked += [corrupt(r, image, level, s, grid.families or None, grid.text_target) for level in grid.levels for s in seeds]
         asked += [without_text(corrupt(r, image, 0.0, s, grid.families or None, grid.text_target)) for s in seeds]
     each = (len(grid.levels) + 1) * grid.variants
@@ -104,11 +104,11 @@ def without_text(seen):
 _opened: dict = {} # a worker's index and records
 
 def _open(index_dir, jsonl, image_root):
-    _opened.update(index=EvidenceIndex.load(index_dir), records=read_records(jsonl, image_root), root=image_root)
+    _opened.update(index=EvidenceIndex.load(index_dir), records=read_records(jsonl, image_root), root=image_root, jsonl=jsonl)
 
 def _make(folder, grid, number):
     "Make one block, in a worker."
-    part = fill_block(_opened["index"], grid, _opened["records"][number * BLOCK:(number + 1) * BLOCK], _opened["root"])
+    part = fill_block(_opened["index"], grid, _opened["records"][number * BLOCK:(number + 1) * BLOCK], _opened["root"], _opened["jsonl"])
     with atomic_path(block_file(folder, number)) as p: np.save(p, part)
 
 def fill(

@@ -29,6 +29,7 @@ from datasets import Image as Picture
 
 from .core import (ConfigError, DataError, QARecord, atomic_dir, code_dir, console, open_image, parse_cli, progress, read_json,
                        resolve_image, write_manifest)
+from .data import registered
 from .eval import MODES, EvalConfig, eval_records, flags_of, parse_mode
 from .frozen import verify
 from .metrics import task_metric
@@ -249,7 +250,7 @@ def frozen_parts(
     verify(cfg.frozen)
     rows = load_from_disk(cfg.frozen).cast_column("image", Picture(decode=False))
     for (dataset, damage, level, seed), where in rows.select_columns(list(KEYS)).to_pandas().groupby(list(KEYS), sort=False).indices.items():
-        if not dataset.startswith(tuple(cfg.dataset_prefixes) or ""): continue
+        if not dataset.startswith((*cfg.dataset_prefixes, *map(registered, cfg.dataset_prefixes)) or ""): continue
         yield dataset, f"{damage}_l{level:g}_s{seed}", len(where), map(thawed, rows.select(where))
 
 # %% ../nbs/13_interchange.ipynb #c036

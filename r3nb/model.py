@@ -12,9 +12,9 @@ __all__ = ['FLOOR', 'LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS
            'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size', 'fit_picture',
            'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages', 'evenly',
            'picture_sizes', 'foresee', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id',
-           'R3Model', 'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'add_lora', 'four_bits',
-           'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes',
-           'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights']
+           'runs_on', 'R3Model', 'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'beside',
+           'add_lora', 'four_bits', 'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask',
+           'narrow_shapes', 'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights', 'saved_dtype']
 
 # %% ../nbs/05_model.ipynb #c003
 import copy
@@ -49,6 +49,7 @@ from .backends import SEAL, Stored, check_seal, write_tensors
 from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, resolve_image, rng,
     sha256_file, sha256_text, write_json)
 from .indices import CHANNELS, encode_queries, retrieve
+from .room import check_attention, check_load, read_device_map
 
 # %% ../nbs/05_model.ipynb #c008
 FLOOR = 65_536 # pixels of the smallest picture that a limit may ask for: 64 tokens of Qwen3-VL, the least that its processor makes
@@ -160,13 +161,13 @@ class SoftTokens:
         if self.rows is None: return out
         ids = args[0] if args else next(iter(kwargs.values()))
         for token, rows in zip(self.ids, self.rows, strict=True):
-            slots = ids == token
+            slots = (ids == token).to(out.device) # a layer that lies on another device than the ids moves them itself
             if rows is None or not slots.any(): continue
             if len(ids) != len(rows): rows = rows.repeat_interleave(len(ids) // len(rows), 0) # beams
             if slots.sum() != rows.shape[0] * rows.shape[1]:
                 raise DataError(f"{int(slots.sum())} placeholders of id {token} for {rows.shape[0]} x {rows.shape[1]} soft tokens; "
                                 "build the batch with the model's own configuration")
-            out = out.masked_scatter(slots[..., None], rows.to(out.dtype))
+            out = out.masked_scatter(slots[..., None], rows.to(out))
             self.reached.add(token)
         return out
 
@@ -966,6 +967,13 @@ def neutral_id(tokenizer, name: str = "")->int:
     raise ConfigError(f"neutral_token {name!r} is not one token of this tokenizer; name one that is, such as '.' or 'the'")
 
 # %% ../nbs/05_model.ipynb #c084
+def runs_on(module: nn.Module)->torch.device:
+    "Where a module computes: where its weights are, or where accelerate brings them for the moment."
+    hook = getattr(module, "_hf_hook", None)
+    for h in getattr(hook, "hooks", [hook]):
+        if getattr(h, "execution_device", None) is not None: return torch.device(h.execution_device)
+    return next(module.parameters()).device
+
 class R3Model(nn.Module):
     "A vision-language backbone that reads evidence through its prompt and through soft tokens."
     accepts_loss_kwargs = True # the Trainer then counts answer tokens over all micro-batches
@@ -977,14 +985,15 @@ class R3Model(nn.Module):
         processor.manner = read_manner(processor, backbone)
         self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
+        self.precision = str(backbone.get_input_embeddings().weight.dtype).removeprefix("torch.") # as loaded: full fine-tuning trains in 32 bits
         self.dtype, self.shadow_, self.acting, self.in_parts = backbone.get_input_embeddings().weight.dtype, None, "student", False
         embedding = backbone.get_input_embeddings()
-        look = lambda *ids: embedding(torch.tensor(ids, device=embedding.weight.device)).detach().float() # as the hook sees it: Gemma scales its rows
+        look = lambda *ids: embedding(torch.tensor(ids, device=runs_on(embedding))).detach().float() # as the hook sees it: Gemma scales its rows
         rows, neutral = look(*range(min(4096, len(embedding.weight)))), look(neutral_id(processor.tokenizer, config.neutral_token))[0]
         self.backbone = add_lora(backbone, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.modules_ = Reconstruction(config, rows.shape[1])
+            self.modules_ = Reconstruction(config, rows.shape[1]).to(neutral.device)
         self.teacher_ = None
         self.register_buffer("neutral", neutral.clone(), persistent=False)
         self.scale = rows.pow(2).mean().sqrt().item()
@@ -1042,6 +1051,14 @@ def lora_pattern(backbone, targets: list[str], vision: bool = False)->str: # a r
     parts = [rf"(?!.*(visual|vision)){re.escape(root + '.' if root else '')}(.*\.)?{inner}"] if inner else []
     return "|".join([*parts, *([rf".*(visual|vision)(.*\.)?{outer}"] if vision else [])])
 
+def beside(model): # the same
+    "Put LoRA where its layers compute; accelerate keeps the layers' own weights elsewhere when they are offloaded."
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    for m in model.modules():
+        if not isinstance(m, BaseTunerLayer) or not hasattr(m.get_base_layer(), "_hf_hook"): continue
+        for name in m.adapter_layer_names: getattr(m, name).to(runs_on(m.get_base_layer()))
+    return model
+
 def add_lora(backbone, config: R3Config):
     "Put LoRA into the language model's linear layers, and into the vision tower's unless it is frozen."
     if not config.lora_r: return backbone
@@ -1050,7 +1067,7 @@ def add_lora(backbone, config: R3Config):
                       target_modules=lora_pattern(backbone, config.lora_targets, not config.freeze_vision))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
-        return get_peft_model(backbone, lora)
+        return beside(get_peft_model(backbone, lora))
 
 # %% ../nbs/05_model.ipynb #c085c
 TESTED_FAMILIES = ("aya_vision", "gemma3", "glm4v", "idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "paligemma", "qwen2_5_vl",
@@ -1066,16 +1083,18 @@ def four_bits(dtype: str)->dict: # options of `from_pretrained`
     return {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}, "quantization_config": BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=kind, bnb_4bit_quant_storage=kind, llm_int8_skip_modules=whole)}
 
-def open_backbone(folder: Path, dtype: str = "float32", quantised: bool = False): # model, processor
+def open_backbone(folder: Path, dtype: str = "float32", quantised: bool = False, device_map="", attention: str = ""): # model, processor
     "Load a backbone and its processor with transformers' own classes."
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     local, packed = {"trust_remote_code": False, "local_files_only": True}, four_bits(dtype) if quantised else {}
+    packed |= {k: v for k, v in (("device_map", read_device_map(device_map)), ("attn_implementation", check_attention(attention))) if v}
     try:
         if AutoConfig.from_pretrained(folder, **local).is_encoder_decoder:
             raise ConfigError("it is an encoder-decoder, which reads its prompt apart from the answer; take a decoder-only model")
         processor = AutoProcessor.from_pretrained(folder, **local)
         model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **local, **packed)
     except (OSError, ImportError, *REFUSALS) as e:
+        if attention and re.search("attention|attn", str(e)): raise ConfigError(f"attn_implementation {attention} does not work with it ({one_line(str(e))[:200]}); take sdpa or eager") from e
         raise ConfigError(f"transformers does not open it as AutoModelForImageTextToText with AutoProcessor, without remote code ({type(e).__name__}: "
                           f"{one_line(str(e))[:300]})") from e
     if report["missing_keys"] or report.get("mismatched_keys"):
@@ -1087,13 +1106,18 @@ def open_backbone(folder: Path, dtype: str = "float32", quantised: bool = False)
 def from_pretrained(cls: R3Model,
     backbone: str|Path, # folder or model id of an AutoModelForImageTextToText
     config: R3Config|None = None, # sizes and flags, None for the defaults
-    dtype: str = "float32" # of the frozen weights
+    dtype: str = "float32", # of the frozen weights
+    device_map: str|dict = "", # where the parts of the backbone go, as transformers takes it; empty for one device
+    attention: str = "" # implementation of attention, empty for the backbone's own
 )->R3Model:
     "Open a backbone and put fresh LoRA and modules on it; a family that is not known to work is checked first."
     folder, source = resolve_backbone(backbone), {"backbone": str(backbone)}
     try:
         config = config or R3Config()
-        model = cls(*open_backbone(folder, dtype, config.load_in_4bit), config, source | {"backbone_sha256": weights_sha256(folder)}).eval()
+        if not device_map: check_load(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu", 0 if torch.cuda.is_available() else 1, four_bits=config.load_in_4bit)
+        model = cls(*open_backbone(folder, dtype, config.load_in_4bit, device_map, attention), config, source | {"backbone_sha256": weights_sha256(folder)}).eval()
+        model.precision = dtype
+        if device_map and getattr(model.base, "hf_device_map", None): model.hf_device_map = model.base.hf_device_map # by this name the Trainer knows it
         if model.config.model_type not in TESTED_FAMILIES: check_backbone(model)
     except ConfigError as e: raise ConfigError(f"backbone '{backbone}' cannot be used: {e}") from e
     return model
@@ -1205,7 +1229,7 @@ def picture_for_all(self: R3Model, inputs: dict)->Iterator[None]:
     blank = self.blank_picture()
     def look(module, args, out):
         leaves = [t for t in tree_leaves(self.base.get_image_features(**blank)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-        return out + 0 * sum(t.float().sum() for t in leaves).to(out.dtype)
+        return out + 0 * sum(t.float().sum().to(out.device) for t in leaves).to(out.dtype)
     handle = self.get_input_embeddings().register_forward_hook(look)
     try: yield
     finally: handle.remove()
@@ -1405,6 +1429,7 @@ class CheckConfig:
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_check`."
     cfg = parse_cli(CheckConfig, argv, prog="r3nb_check")
+    check_load(resolve_backbone(cfg.model_name), cfg.dtype)
     model = R3Model.from_pretrained(cfg.model_name, None, cfg.dtype)
     got, m = check_backbone(model), model.processor.manner
     lora = [n.split(".")[-2] for n, _ in model.base.named_modules() if n.endswith(".lora_A")]
@@ -1452,7 +1477,7 @@ def write(self: R3Model, folder: Path, values: dict|None = None)->None: # values
     if self.r3.lora_r: self.backbone.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=lora)
     modules = {n.removeprefix("modules_."): v.detach().cpu().contiguous() for n, v in values.items() if n.startswith("modules_.")}
     save_file(modules, folder/"modules.safetensors", {"format": "pt"})
-    write_json(folder/"r3_config.json", {"format": 1, **self.source, "config": asdict(self.r3)})
+    write_json(folder/"r3_config.json", {"format": 1, **self.source, "dtype": self.precision, "config": asdict(self.r3)})
     n = sum(p.numel() for p in self.parameters() if p.requires_grad)
     (folder/"README.md").write_text(CARD.format(backbone=self.source["backbone"], sha=sha, soft=soft, n=n), encoding="utf-8")
 
@@ -1507,11 +1532,21 @@ def load_weights(self: R3Model, folder: Path)->None:
     _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
 
 # %% ../nbs/05_model.ipynb #c111
+def saved_dtype(folder: str|Path)->str: # float32, float16 or bfloat16; empty when nothing says it
+    "The precision that a checkpoint was trained in."
+    folder = Path(folder)
+    if said := read_json(folder/"r3_config.json").get("dtype", ""): return said
+    if not (folder/"train_config.json").is_file(): return ""
+    how = read_json(folder/"train_config.json") # of a checkpoint that is older than the entry
+    return "float16" if how.get("fp16") else "bfloat16" if how.get("bf16") else "float32"
+
 @patch(cls_method=True)
 def load(cls: R3Model,
     folder: str|Path, # a checkpoint
     backbone: str|Path|None = None, # another place of the same backbone, None takes the one that the checkpoint names
     dtype: str = "float32", # of the frozen weights
+    device_map: str|dict = "", # where the parts of the backbone go, empty for one device
+    attention: str = "", # implementation of attention, empty for the backbone's own
     **flags # options of R3Config to override, such as disable_gate=True
 )->R3Model:
     "Open a checkpoint on its backbone and check every tensor."
@@ -1519,7 +1554,7 @@ def load(cls: R3Model,
     config = saved_config(folder, **flags)
     check_weights(folder)
     saved = read_json(folder/"r3_config.json")
-    model = cls.from_pretrained(backbone or saved["backbone"], config, dtype)
+    model = cls.from_pretrained(backbone or saved["backbone"], config, dtype, device_map, attention)
     if model.source["backbone_sha256"] != saved["backbone_sha256"]:
         want, got = saved["backbone_sha256"][:12], model.source["backbone_sha256"][:12]
         raise CheckpointError(f"{folder} was trained on other weights than those of '{backbone or saved['backbone']}' "

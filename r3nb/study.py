@@ -35,7 +35,7 @@ from doit.runner import Runner
 from doit.task import dict_to_task
 from doit.tools import config_changed
 
-from .core import (TMP_PREFIX, ConfigError, DataError, Lines, R3Error, atomic_path, code_dir, console, convert, fingerprint, nearest, read_json, redraws,
+from .core import (TMP_PREFIX, ConfigError, DataError, Lines, R3Error, atomic_path, code_dir, console, convert, fingerprint, nearest, no_option, read_json, redraws,
     run_command, run_dir_fresh, sha256_file, sha256_text, write_json)
 
 # %% ../nbs/11_study.ipynb #c008
@@ -152,7 +152,7 @@ def checked(
     if not isinstance(values, dict | None): raise ConfigError(f"{at(*keys)}: '{keys[-1]}' should hold parameters by name, found {values!r}")
     own = {p: v for p, v in stage.defaults.items() if p not in ("out_dir", "study_dir", "start")}
     for p in values or {}:
-        if p not in own: raise ConfigError(f"{at(*keys, p)}: unknown parameter '{p}' of stage '{stage.key}'{nearest(p, own)}")
+        if p not in own: raise ConfigError(f"{at(*keys, p)}: unknown parameter '{p}' of stage '{stage.key}'{no_option(p, own)}")
     return {p: _value(v, own[p], at(*keys, p), p) for p, v in (values or {}).items()}
 
 def _name(v, where:str)->str:
