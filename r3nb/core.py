@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError',
-           'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'import_named', 'atomic_path',
-           'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema',
-           'resolve_image', 'page_count', 'open_image', 'check_image', 'no_answers', 'read_records', 'rng',
-           'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state', 'write_manifest',
-           'convert', 'from_dict', 'example_of', 'parse_cli', 'run_command', 'machine_fault', 'console', 'Lines',
-           'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
+           'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'counted', 'import_named',
+           'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord',
+           'record_schema', 'resolve_image', 'page_count', 'open_image', 'check_image', 'no_answers', 'read_records',
+           'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir', 'git_state',
+           'write_manifest', 'convert', 'from_dict', 'example_of', 'parse_cli', 'run_command', 'machine_fault',
+           'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -84,6 +84,14 @@ def nearest(
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return f" ({guess}known: {', '.join(sorted(known)) or 'none'})"
+
+# %% ../nbs/00_core.ipynb #c010o
+def counted(
+    n:int, # how many
+    what:str, # one of them
+)->str: # such as `1 record` or `2 records`
+    "A number of things in words"
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 # %% ../nbs/00_core.ipynb #c010b
 def import_named(
@@ -176,7 +184,7 @@ def _parsed(raw:bytes):
     except RecursionError: raise ValueError("it is nested too deeply") from None
     if b"\\ud" in raw or b"\\uD" in raw:
         try: json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError: raise ValueError(r"half of a surrogate pair, such as \ud83d, is no text") from None
+        except UnicodeEncodeError: raise ValueError(r"surrogates stand in pairs: half of one, such as \ud83d, is no text") from None
     return value
 
 # %% ../nbs/00_core.ipynb #c020
