@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError',
-           'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'import_named', 'atomic_path',
-           'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema',
-           'resolve_image', 'open_image', 'check_image', 'no_answers', 'read_records', 'line_of', 'picture_of',
-           'named_fault', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
-           'git_state', 'write_manifest', 'convert', 'no_option', 'from_dict', 'example_of', 'parse_cli', 'run_command',
-           'machine_fault', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'run_dir_fresh']
+           'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'nearest', 'counted', 'import_named',
+           'atomic_path', 'atomic_dir', 'write_json', 'read_json', 'read_jsonl', 'write_jsonl', 'QARecord',
+           'record_schema', 'resolve_image', 'page_count', 'open_image', 'check_image', 'no_answers', 'read_records',
+           'line_of', 'picture_of', 'named_fault', 'rng', 'seed_everything', 'sha256_text', 'sha256_file',
+           'fingerprint', 'code_dir', 'git_state', 'write_manifest', 'convert', 'no_option', 'from_dict', 'example_of',
+           'parse_cli', 'run_command', 'machine_fault', 'console', 'Lines', 'redraws', 'progress', 'worker_pool',
+           'run_dir_fresh']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -25,14 +26,17 @@ import json
 import os
 import platform
 import random
+import re
 import secrets
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import time
 import types
 import typing
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +47,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from tqdm import tqdm
 
 from .words import called, hint
@@ -83,6 +87,14 @@ def nearest(
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return f" ({guess}known: {', '.join(sorted(known)) or 'none'})"
+
+# %% ../nbs/00_core.ipynb #c010o
+def counted(
+    n:int, # how many
+    what:str, # one of them
+)->str: # such as `1 record` or `2 records`
+    "A number of things in words"
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 # %% ../nbs/00_core.ipynb #c010b
 def import_named(
@@ -151,6 +163,33 @@ def _dumps(obj, **kwargs)->str:
     except (TypeError, ValueError) as e:
         raise DataError(f"cannot be written as JSON: {e}; use None for a missing value, and plain types") from e
 
+# %% ../nbs/00_core.ipynb #c019r
+_BOM, _HUGE, _HALF = b"\xef\xbb\xbf", re.compile(rb"[eE]\+?\d{3}|\d{300}"), re.compile(r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]", re.IGNORECASE)
+
+def _bad_constant(name): raise ValueError(f"{name} is not JSON")
+
+def _finite(text:str)->float:
+    "A number that is not too large to be one"
+    if abs(x := float(text)) == float("inf"): raise ValueError(f"{text:.20} is too large for a number")
+    return x
+
+def _utf8(raw:bytes)->str:
+    "Text from bytes, without a byte-order mark"
+    try: text = raw.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as e: raise ValueError(f"not UTF-8 ({e.reason}); save the file as UTF-8") from e
+    if "\0" in text: raise ValueError("it holds zero bytes, as UTF-16 does; save the file as UTF-8")
+    return text
+
+def _parsed(raw:bytes):
+    "The value of some JSON, or a ValueError that says what is wrong"
+    text = _utf8(raw)
+    try: value = json.loads(text, parse_constant=_bad_constant, parse_float=_finite if _HUGE.search(raw) else None)
+    except RecursionError: raise ValueError("it is nested too deeply") from None
+    if b"\\ud" in raw or b"\\uD" in raw:
+        try: json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError: raise ValueError(r"surrogates stand in pairs: half of one, such as \ud83d, is no text") from None
+    return value
+
 # %% ../nbs/00_core.ipynb #c020
 def write_json(
     path, # the file to write
@@ -161,24 +200,31 @@ def write_json(
     with atomic_path(path) as p: p.write_text(text + "\n", encoding="utf-8")
     return Path(path)
 
+_ODD = re.compile(r'(?<![\w."])-?(?:NaN|Infinity)\b|(?<![\w."])-?\d[\d.]*(?:[eE]\+?\d{3}|\d{300})|' + _HALF.pattern, re.IGNORECASE)
+
+def _fault_line(raw:bytes, e:ValueError)->str:
+    "`:line` of a fault in a JSON file, empty where it cannot be told"
+    if isinstance(e, json.JSONDecodeError): return f":{e.lineno}"
+    return next((f":{i}" for i, line in enumerate(raw.decode("utf-8", "replace").split("\n"), 1) if _ODD.search(line)), "")
+
 def read_json(
     path, # the file to read
+    strict:bool=True, # refuse NaN, infinity and numbers too large to be one? Off for files of other programs
 ): # the value in it
     "Read a JSON file; a missing or malformed one is a `DataError` with its place"
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    try: raw = Path(path).read_bytes()
     except FileNotFoundError: raise DataError(f"{path}: no such file; run the stage that writes it first") from None
-    except UnicodeDecodeError as e: raise DataError(f"{path}: not UTF-8 ({e.reason}); save it as UTF-8") from e
-    except json.JSONDecodeError as e: raise DataError(f"{path}:{e.lineno}: not JSON ({e.msg}); mend or rebuild it") from e
+    except IsADirectoryError: raise DataError(f"{path}: this is a folder; name a file") from None
+    try: return _parsed(raw) if strict else json.loads(_utf8(raw))
+    except (ValueError, RecursionError) as e:
+        said = e.msg if isinstance(e, json.JSONDecodeError) else e
+        raise DataError(f"{path}{_fault_line(raw, e)}: not JSON ({said}); mend or rebuild it") from e
 
 # %% ../nbs/00_core.ipynb #c022a
-def _bad_constant(name): raise ValueError(f"{name} is not JSON")
-
-def _row(raw:bytes, where:str, first:bool)->dict:
+def _row(raw:bytes, where:str)->dict:
     "The object in one line of a JSONL file"
-    try:
-        row = json.loads(raw.decode("utf-8-sig" if first else "utf-8"), parse_constant=_bad_constant)
-        if b"\\ud" in raw.lower(): json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as e: raise DataError(f"{where}: malformed line ({e}); mend or delete this line") from e
+    try: row = _parsed(raw)
+    except ValueError as e: raise DataError(f"{where}: malformed line ({e}); mend or delete this line") from e
     if not isinstance(row, dict): raise DataError(f"{where}: expected an object, found {type(row).__name__}; write one {{...}} per line")
     return row
 
@@ -191,9 +237,9 @@ def read_jsonl(
     if not path.is_file(): raise DataError(f"{path}: no such file; check the path, or run the step that writes it")
     with open(path, "rb") as f:
         for line, raw in enumerate(f, 1):
-            if not raw.strip(): continue
+            if not raw.strip().removeprefix(_BOM): continue
             n += 1
-            try: row = _row(raw, f"{path}:{line}", line == 1)
+            try: row = _row(raw, f"{path}:{line}")
             except DataError as e:
                 if faults is None: raise
                 faults.append(e)
@@ -287,30 +333,151 @@ def resolve_image(
     return full
 
 # %% ../nbs/00_core.ipynb #c035
-_IMAGE_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_IMAGE_FAULTS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError)
+_KINDS = ((4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"), (4, b"ftypavi", "AVIF"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
+    (0, b"II\xbc\x01", "JPEG XR"), (0, b"AT&TFORM", "DjVu"), (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"\xd7\xcd\xc6\x9a", "WMF"), (8, b"WEBP", "WebP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"))
+_ABSENT = re.compile("Ghostscript|loader|not configured|not (?:installed|available|supported)|decoder .* not|cannot identify|decoder error -2", re.IGNORECASE)
 
-def _eight_bits(im:Image.Image)->Image.Image:
-    "A picture of 16 or 32 bits a pixel as one of 8 bits; others as they are"
-    if not im.mode.startswith(("I", "F")): return im
-    a = np.asarray(im).astype(np.float32)
-    if not np.isfinite(a).all(): raise ValueError("it holds values that are not numbers")
-    top = a.max(initial=0)
-    scale = 1/257 if im.mode.startswith("I;16") or top > 255 else 255 if im.mode == "F" and top <= 1 else 1
-    return Image.fromarray(np.clip(np.rint(a*scale), 0, 255).astype(np.uint8))
+def _unreadable(path, e:Exception)->ImageError:
+    "The error for a picture that does not open; a decoder that is missing is named"
+    try:
+        with open(path, "rb") as f: head = f.read(1024)
+    except OSError: head = b""
+    kind = next((name for at, mark, name in _KINDS if head.startswith(mark, at)), "")
+    said = " ".join(str(e).split()) or type(e).__name__
+    if head.lstrip().startswith(b"%PDF"): return ImageError(f"{path}: a PDF holds pages and is not a picture; make pictures of them with r3nb.own.pdf_pages")
+    if b"<svg" in head: return ImageError(f"{path}: an SVG drawing has no pixels; save it as PNG")
+    if isinstance(e, Image.DecompressionBombError): return ImageError(f"{path}: too many pixels ({said}); scale it down")
+    if kind and _ABSENT.search(said):
+        sound = kind in ("HEIC", "HEIF", "JPEG XL", "JPEG XR", "DjVu") or kind == "AVIF" and not features.check("avif")
+        return ImageError(f"{path}: {kind} of a kind that nothing installed here decodes{'' if sound else ', or a damaged one'} ({said}); save it as PNG or JPEG")
+    return ImageError(f"{path}: not a readable image ({said}); replace or remove it")
 
+# %% ../nbs/00_core.ipynb #c035d
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+_COLOURS = ("RGB", "RGBA", "RGBX", "LA")
+
+class _Deep(typing.NamedTuple):
+    "What a header says about samples of more than eight bits"
+    said: int|None = None # bits of a sample, None where only the container is named
+    signed: bool = False # may samples be negative?
+    negative: bool = False # is 0 white?
+
+def _said_bits(im:Image.Image, path)->int|None:
+    "How many bits a sample has, as far as the header says"
+    if im.format == "TIFF":
+        tags, bits = im.tag_v2, max(im.tag_v2.get(258, (1,)))
+        tops = [max(v if isinstance(v, tuple) else (v,)) for k in (281, 341) if (v := tags.get(k))]
+        return bits if bits not in (16, 32, 64) else min(int(t).bit_length() for t in tops) if tops else None
+    if im.format == "PPM":
+        top = next((v for t in im.tile for v in (t[3] if isinstance(t[3], tuple) else ()) if isinstance(v, int) and v > 255), 65535)
+        return 16 if top < 65535 else None # Pillow has scaled it
+    with open(path, "rb") as f: head = f.read(4096)
+    if im.format == "PNG" and 0 < (at := head.find(b"sBIT")) < len(head) - 4: return head[at + 4]
+    if im.format == "JPEG2000" and 0 <= (at := head.find(b"\xff\x4f\xff\x51")) < len(head) - 42: return 16 if (head[at + 42] & 127) < 15 else None
+    return None
+
+def _depth(im:Image.Image, path)->_Deep|None:
+    "What to know before the pixels are decoded; None for eight bits or fewer"
+    colour = im.mode in _COLOURS and (";16" in str(raw := [t[3] for t in im.tile]) or im.format == "PPM" and "65535" in str(raw))
+    if not colour and not im.mode.startswith(("I", "F")): return None
+    tags = im.tag_v2 if im.format == "TIFF" else {}
+    return _Deep(_said_bits(im, path), 2 in tags.get(339, ()), tags.get(262) == 0)
+
+# %% ../nbs/00_core.ipynb #c035f
+def _full(top:float, deep:_Deep)->int:
+    "The value of white for samples up to `top`"
+    depths = sorted({*_DEPTHS, 15, 31}) if deep.signed else _DEPTHS
+    bits = max(int(np.ceil(top)).bit_length(), deep.said or 0)
+    return 2**next((b for b in depths if b >= bits), 32) - 1
+
+def _shades(a:np.ndarray, deep:_Deep)->np.ndarray:
+    "Samples of any range as 0 to 255"
+    if a.dtype.kind == "f" and not np.isfinite(a).all(): raise ValueError("it holds values that are not numbers")
+    if a.dtype == np.int32 and not deep.signed and a.min(initial=0) < 0: a = a.view(np.uint32)
+    low, top = float(a.min(initial=0)), float(a.max(initial=0))
+    if a.dtype.kind == "f" and low < 0: full, low = top - low, low
+    elif low < 0: full = _full(max(top, -low - 1)*2 + 1, _Deep()); low = -(full + 1)/2
+    else: full, low = (1 if a.dtype.kind == "f" and top <= 1.001 else _full(top, deep)), 0
+    if a.dtype.kind != "f" and not low and top < 2**16:
+        return np.clip(np.rint(np.arange(int(top) + 1)*(255/full)), 0, 255).astype(np.uint8)[a]
+    return np.clip(np.rint((a.astype(np.float64) - low)*(255/full)), 0, 255).astype(np.uint8)
+
+def _eight_bits(im:Image.Image, deep:_Deep)->Image.Image:
+    "A grey picture of more than eight bits a sample as one of eight"
+    a = np.asarray(im)
+    out, clear = _shades(a, deep), im.info.get("transparency")
+    if deep.negative: out = 255 - out
+    if isinstance(clear, int): out[a == clear] = 255
+    return Image.fromarray(out)
+
+# %% ../nbs/00_core.ipynb #c035i
+def _second_look(im:Image.Image, path, page:int)->np.ndarray|None:
+    "The samples of a colour picture at full depth, as OpenCV reads them, if they belong to what Pillow saw"
+    import cv2
+    data = np.fromfile(path, np.uint8)
+    try: a = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1][0] if page else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except (cv2.error, IndexError): return None
+    if a is None or a.dtype != np.uint16 or a.ndim != 3 or a.shape[2] not in (3, 4): return None
+    a = a[..., [2, 1, 0, 3][:a.shape[2]]]
+    seen = np.asarray(im.convert("RGBA" if a.shape[2] == 4 else "RGB"))
+    same = a.shape == seen.shape and np.abs(np.rint(a/257) - seen)[..., :3].max(initial=0) <= 1
+    return a if same else None
+
+def _deep_colours(im:Image.Image, path, page:int, deep:_Deep)->Image.Image:
+    "A colour picture whose samples use less than the 16 bits they have, at its true brightness"
+    colours = im.getbands()[:1 if im.mode == "LA" else 3]
+    top = max(im.getchannel(c).getextrema()[1] for c in colours)
+    if top >= 64 or (deep.said or 0) > 14: return im
+    a = _second_look(im, path, page)
+    if a is None:
+        if top == 0: return im
+        a = np.asarray(im.convert("RGBA" if "A" in im.mode else "RGB")).astype(np.uint16)*257
+    parts = [_shades(a[..., :3], deep), *([_shades(a[..., 3:], _Deep())] if a.shape[2] == 4 else [])]
+    out = Image.fromarray(np.concatenate(parts, axis=2))
+    if exif := im.getexif(): out.getexif().update({k: v for k, v in exif.items() if k == 0x0112})
+    return out
+
+# %% ../nbs/00_core.ipynb #c035k
+def _is_page(im:Image.Image)->bool: return not int(im.tag_v2.get(254, 0)) & 5 and im.tag_v2.get(255) != 2
+
+def _page_frames(im:Image.Image)->list[int]:
+    "Positions of the pages in an open TIFF, without previews and masks"
+    found = []
+    for i in range(im.n_frames):
+        im.seek(i)
+        if _is_page(im): found.append(i)
+    im.seek(0)
+    return found or [0]
+
+def page_count(
+    path, # an image file
+)->int: # 1 for everything but a TIFF with several pages
+    "How many pages are in an image file?"
+    try:
+        with open(path, "rb") as f:
+            if f.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return 1
+        with Image.open(path) as im: return len(_page_frames(im)) if im.format == "TIFF" else 1
+    except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
+    except _IMAGE_FAULTS as e: raise _unreadable(path, e) from e
+
+# %% ../nbs/00_core.ipynb #c035o
 def open_image(
     path, # an image file
+    page:int=0, # which page of a TIFF
 )->Image.Image: # RGB pixels, fully decoded
     "Open and decode an image as RGB; a missing or damaged one is an `ImageError` with its path"
     try:
         with Image.open(path) as im:
-            im = _eight_bits(ImageOps.exif_transpose(im))
+            if im.format == "TIFF" and (page or not _is_page(im)): im.seek(page := _page_frames(im)[page])
+            if deep := _depth(im, path): im = _deep_colours(im, path, page, deep) if im.mode in _COLOURS else _eight_bits(im, deep)
+            im = ImageOps.exif_transpose(im)
             if im.has_transparency_data:
                 im = im.convert("RGBA")
                 im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
             return im.convert("RGB")
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
-    except _IMAGE_FAULTS as e: raise ImageError(f"{path}: not a readable image ({e}); replace or remove it") from e
+    except _IMAGE_FAULTS as e: raise _unreadable(path, e) from e
 
 # %% ../nbs/00_core.ipynb #c037a
 _PNG_END = b"IEND\xaeB`\x82"
@@ -328,7 +495,7 @@ def check_image(
                 f.seek(0)
                 if _PNG_END not in f.read(): raise OSError("truncated: its last chunk is missing")
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
-    except _IMAGE_FAULTS as e: raise ImageError(f"{path}: not a readable image ({e}); replace or remove it") from e
+    except _IMAGE_FAULTS as e: raise _unreadable(path, e) from e
 
 # %% ../nbs/00_core.ipynb #c040a
 def no_answers(
@@ -403,7 +570,7 @@ def rng(
     *keys, # what the numbers are for: strings and numbers
 )->np.random.Generator: # a generator that depends on nothing else
     "A random generator keyed by `keys`: equal keys give equal numbers, everywhere"
-    digest = hashlib.sha256(repr(_key(keys)).encode("utf-8")).digest()
+    digest = hashlib.sha256(ascii(_key(keys)).encode("ascii")).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 # %% ../nbs/00_core.ipynb #c048

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'ALIASES', 'METRICS', 'DATASET_FILE', 'SHOWN', 'HINT', 'HubSource', 'DatasetSpec', 'registered',
-           'dataset_spec', 'folder_spec', 'raw_answers', 'ocr_column_text', 'check_cache_row', 'read_ocr_cache',
-           'UnifyConfig', 'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads', 'file_hash', 'image_shape',
-           'pixel_hash', 'over_images', 'row_parts', 'image_id', 'unify', 'Tally', 'summary', 'markdown_table',
-           'without_references', 'instead', 'record_fault', 'merge', 'stratified_sample', 'mixture_sampler',
-           'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
+           'dataset_spec', 'folder_spec', 'listed', 'raw_answers', 'ocr_column_text', 'check_cache_row',
+           'read_ocr_cache', 'UnifyConfig', 'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads',
+           'file_hash', 'image_shape', 'pixel_hash', 'over_images', 'row_parts', 'image_id', 'unify', 'Tally',
+           'summary', 'markdown_table', 'without_references', 'instead', 'record_fault', 'merge', 'stratified_sample',
+           'mixture_sampler', 'QADataset', 'MergeConfig', 'unify_main', 'merge_main']
 
 # %% ../nbs/01_data.ipynb #c003
 import ast
@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, from_dict, nearest, open_image,
+from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, counted, from_dict, nearest, open_image,
                        parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
 
 # %% ../nbs/01_data.ipynb #c006
@@ -116,20 +116,7 @@ def folder_spec(
     if spec.metric not in METRICS: raise ConfigError(f"{path}: unknown metric '{spec.metric}'{nearest(spec.metric, METRICS)}")
     return spec
 
-# %% ../nbs/01_data.ipynb #c018
-def raw_answers(
-    row:dict, # a raw row
-    spec:DatasetSpec, # the dataset it belongs to
-    where:str, # `file:line`, for error messages
-)->list[str]: # the references, without blank ones
-    "All references of a raw row"
-    v = row.get(spec.answers_field)
-    found = [v] if isinstance(v, str) else [] if v is None else v
-    if not isinstance(found, list) or not all(isinstance(a, str) for a in found):
-        raise DataError(f"{where}: column '{spec.answers_field}' should be a list of strings, found {v!r:.80}; mend the row")
-    return [a for a in found if a.strip()]
-
-# %% ../nbs/01_data.ipynb #c021
+# %% ../nbs/01_data.ipynb #c016a
 def _parsed(text:str):
     "A value written as JSON or as a Python literal, else None"
     for read in (json.loads, ast.literal_eval):
@@ -137,6 +124,35 @@ def _parsed(text:str):
         except (ValueError, SyntaxError, MemoryError, RecursionError): continue
     return None
 
+# %% ../nbs/01_data.ipynb #c018
+def listed(
+    text:str, # a cell that may hold the text of a list
+    numbers:bool=True, # is a list of numbers a list, too?
+)->list|None: # the strings and numbers in it, None for any other text
+    "Read a list that was written as text, by JSON, Python or numpy"
+    text = text.strip()
+    if text[:1] not in "[(" or text[-1:] not in "])" or not text: return None
+    quoted = re.findall(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", text)
+    apart = re.fullmatch(r"""[\[(]\s*(?:("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*)+[\])]""", text) if len(quoted) > 1 else None
+    found = [_parsed(q) for q in quoted] if apart else _parsed(text)
+    if not isinstance(found, (list, tuple)) or any(isinstance(a, bool) or not isinstance(a, (str, int, float, type(None))) for a in found): return None
+    if not numbers and any(isinstance(a, (int, float)) for a in found): return None
+    return [a for a in found if a is not None]
+
+def raw_answers(
+    row:dict, # a raw row
+    spec:DatasetSpec, # the dataset it belongs to
+    where:str, # `file:line`, for error messages
+)->list[str]: # the references, without blank ones
+    "All references of a raw row"
+    v = row.get(spec.answers_field)
+    written = listed(v, numbers=spec.name not in DATASETS) if isinstance(v, str) else None
+    found = [str(a) for a in written] if written is not None else [v] if isinstance(v, str) else [] if v is None else v
+    if not isinstance(found, list) or not all(isinstance(a, str) or a is None for a in found):
+        raise DataError(f"{where}: column '{spec.answers_field}' should be a list of strings, found {v!r:.80}; mend the row")
+    return [a for a in found if a is not None and a.strip()]
+
+# %% ../nbs/01_data.ipynb #c021
 def ocr_column_text(
     value, # the raw column: plain text, or the JSON of an OCR service
 )->str: # plain text, lines joined by blanks
@@ -432,7 +448,7 @@ def _records(u:_Unifier, split:str, path:Path)->Iterator[QARecord]:
                 u.counts[split]["repeated"] += 1
                 continue
             record.answers = list(dict.fromkeys([*record.answers, *(a for _, more in same[1:] for a in json.loads(more))])) if same[1:] else record.answers
-        u.counts[split].update(records=1, text=bool(record.pseudo_text))
+        u.counts[split].update(records=1, text=int(bool(record.pseudo_text)))
         yield record
 
 # %% ../nbs/01_data.ipynb #c062
@@ -440,8 +456,8 @@ def _report(u:_Unifier):
     "Print what was written"
     source = {"cache": f"the OCR cache {u.cfg.ocr_cache}", "column": f"the dataset's own column '{u.spec.ocr_field}'", "none": "nowhere"}[u.source]
     for split, c in u.counts.items():
-        print(f"{u.spec.name} {split}: {c['records']} records, {c['text']} with text, from {source}")
-        if c["repeated"]: print(f"{u.spec.name} {split}: {c['repeated']} repeated rows dropped, their references kept")
+        print(f"{u.spec.name} {split}: {counted(c['records'], 'record')}, {c['text']} with text, from {source}")
+        if c["repeated"]: print(f"{u.spec.name} {split}: {counted(c['repeated'], 'repeated row')} dropped, the references kept")
         if not c["text"] and u.cfg.text_from != "none":
             print(f"{u.spec.name} {split}: no record has text, so it cannot be searched; run r3nb_ocr --image_dir {u.cfg.raw_dir}/images and give its cache with --ocr_cache")
     for split in u.spec.unanswered if u.spec.name in DATASETS else (): print(f"{u.spec.name} {split}: {without_references(u.spec, split)}")
@@ -468,8 +484,8 @@ class Tally:
 
     def add(self, r:QARecord):
         "Count one record"
-        self.groups[r.dataset, r.split].update({"questions": 1, "references": len(r.answers), "text": bool(r.pseudo_text),
-                                                "known": r.ocr_conf is not None, "conf": r.ocr_conf or 0})
+        self.groups[r.dataset, r.split].update({"questions": 1, "references": len(r.answers), "text": int(bool(r.pseudo_text)),
+                                                "known": int(r.ocr_conf is not None), "conf": r.ocr_conf or 0})
 
     def total(self)->int: return sum(c["questions"] for c in self.groups.values())
 
@@ -629,7 +645,7 @@ def merge(
             if not m.tally.total(): raise DataError(f"{', '.join(map(str, inputs))}: every picture occurs in another split, nothing is left to write")
         table = _table(m)
     print(markdown_table(table))
-    if pictures: print(f"{total - m.tally.total()} questions about {pictures} pictures that occur in another split were left out")
+    if pictures: print(f"left out: {counted(total - m.tally.total(), 'question')} about {counted(pictures, 'picture')} of another split")
     if image_root is None: print("images were not opened: no image_root was given")
     return table
 

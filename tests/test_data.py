@@ -121,7 +121,7 @@ def test_repeated_screenqa_rows_become_one_with_all_references(tmp_path, capsys)
     records = read_records(D.unify(cfg(folder, tmp_path, "screenqa"))["train"])
     assert len(records) == len(rows) and records[0].answers == ["a0", "b0", "c0"]
     assert [r.sample_id for r in records[:2]] == ["screenqa_train_0", "screenqa_train_2"]
-    assert "1 repeated rows" in capsys.readouterr().out
+    assert "1 repeated row dropped" in capsys.readouterr().out
 
 
 def test_both_val_names_and_shared_image_ids_are_refused(tmp_path):
@@ -531,7 +531,7 @@ def test_merge_can_leave_out_what_two_splits_share(tmp_path, capsys):
     table = run([out["val"]], against=[out["train"]], drop_shared=True)
     assert (tmp_path/"val.jsonl").read_text().splitlines() == kept and table[0]["questions"] == len(kept)
     assert table[0]["images"] == len({json.loads(line)["image_id"] for line in kept})
-    assert f"{len(shared)} questions about 1 pictures that occur in another split were left out" in capsys.readouterr().out
+    assert f"left out: {len(shared)} questions about 1 picture of another split" in capsys.readouterr().out
     run([out["train"], out["val"]], drop_shared=True) # the first file keeps its rows
     assert (tmp_path/"val.jsonl").read_text().splitlines() == before["train"] + kept
     run([out["train"]], drop_shared=True)

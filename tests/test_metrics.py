@@ -65,8 +65,10 @@ NUMBERS = ["1", "2", "9", "0", "00", "5", "95", "105", ".", "-", "+", "e", "E1",
 @pytest.mark.parametrize("mine, other", [(relaxed_accuracy, scorers.relaxed), (anls, scorers.anls), (exact_match, scorers.em), (token_f1, scorers.f1),
                                          (screenqa, scorers.screenqa), (rouge_l, scorers.rouge_l)], ids=lambda f: f.__name__)
 def test_second_opinion(mine, other):
-    right = 0
-    for p, refs in [*pairs(1500, mine.__name__), *pairs(700, "numbers", NUMBERS), *pairs(300, "words", joint=(" ",))]:
+    right, own = 0, mine in (exact_match, token_f1, rouge_l) # these go their own way beyond ASCII, and where nothing is left of a text: tests/test_own.py
+    shared = lambda p, refs: all(t.isascii() and (mine is rouge_l or scorers.words(t)) for t in (p, *refs))
+    for p, refs in [*pairs(1500*(1 + 3*own), mine.__name__), *pairs(700, "numbers", NUMBERS), *pairs(300, "words", joint=(" ",))]:
+        if own and not shared(p, refs): continue
         assert mine(p, refs) == pytest.approx(other(p, refs), abs=1e-12), (p, refs)
         right += np.mean(mine(p, refs)) > 0
     assert 250 < right < 2400 # neither all right nor all wrong, or this shows nothing
@@ -83,7 +85,7 @@ def test_libraries_are_called_with_their_defaults():
     from rouge_score.rouge_scorer import RougeScorer
     for p, refs in pairs(300, "libraries"):
         assert bleu(p, refs) == pytest.approx(min(1, sacrebleu.sentence_bleu(p, refs).score/100), abs=1e-12)
-        assert rouge_l(p, refs) == RougeScorer(["rougeL"]).score_multi(refs, p)["rougeL"].fmeasure
+        if "".join([p, *refs]).isascii(): assert rouge_l(p, refs) == RougeScorer(["rougeL"]).score_multi(refs, p)["rougeL"].fmeasure
 
 
 def test_very_long_texts():
