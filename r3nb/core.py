@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'NOTE', 'ASIDE', 'R3Error', 'DataError', 'ConfigError', 'IndexMismatchError',
            'CheckpointError', 'ImageError', 'WorkerError', 'LaunchError', 'printable', 'nearest', 'import_named',
-           'leftovers', 'remove_leftovers', 'through', 'atomic_path', 'atomic_dir', 'write_json', 'read_json',
+           'leftovers', 'remove_leftovers', 'through', 'atomic_path', 'atomic_dir', 'swap', 'write_json', 'read_json',
            'read_jsonl', 'write_jsonl', 'QARecord', 'record_schema', 'resolve_image', 'open_image', 'check_image',
            'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint',
            'code_dir', 'git_state', 'write_manifest', 'split_list', 'convert', 'from_dict', 'example_of', 'parse_cli',
-           'run_command', 'machine_fault', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'locked',
+           'run_command', 'machine_fault', 'secret', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'locked',
            'is_locked', 'changed', 'files_in', 'write_note', 'may_fill', 'check_out', 'replaced', 'run_dir_fresh',
            'settle']
 
@@ -215,10 +215,13 @@ def atomic_dir(
     try:
         yield part
         if check: check()
-        _swap(part, target)
+        swap(part, target)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-def _swap(part:Path, target:Path)->None:
+def swap(
+    part:Path, # a finished folder
+    target:Path, # what it will be called
+)->None:
     "Put a finished folder in the place of another, which is removed"
     old = _tmp_name(target)
     if target.exists(): os.replace(target, old)
@@ -814,6 +817,16 @@ def machine_fault(
     if isinstance(e, UnicodeEncodeError) and e.encoding.replace("-", "").lower() == "utf8":
         return f"{printable(e.object)!r:.300}: holds bytes that are not UTF-8; rename the file or mend the text"
     return ""
+
+# %% ../nbs/00_core.ipynb #c069t
+def secret(
+    name:str, # an environment variable
+    value:str|None=None, # the secret, where it was found in another way
+)->str: # empty when there is none
+    "A token from the environment; one that no request could carry is an error"
+    value = (os.environ.get(name, "") if value is None else value).strip()
+    if re.fullmatch(r"[\x21-\x7e]*", value): return value
+    raise ConfigError(f"{name}: this token holds a character that is not plain ASCII, so no request can carry it; copy it again, without blanks and quotes")
 
 # %% ../nbs/00_core.ipynb #c070
 def _speak()->None:
