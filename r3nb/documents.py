@@ -6,28 +6,27 @@
 __all__ = ['HINT', 'PAGE', 'TABLES', 'COLUMNS', 'ROWS', 'BATCH', 'SCHEMA', 'TEXTS', 'IMAGES', 'TEXT_ORDER', 'IMAGE_ORDER',
            'page_of', 'check_same', 'image_facts', 'PageStore', 'put_text', 'put_image', 'check_pages', 'documents',
            'note_sample', 'feed', 'ArrowWriter', 'ArrowRows', 'id_hash', 'RowOf', 'id_table', 'number_items',
-           'write_items', 'write_pages', 'write_plan', 'locked', 'still_true', 'shared_plan']
+           'write_items', 'write_pages', 'write_plan', 'still_true', 'shared_plan']
 
 # %% ../nbs/04_documents.ipynb #c003
-import fcntl
 import json
 import os
 import re
 import shutil
 import sqlite3
 from collections.abc import Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b, sha256
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
 from .ann import NpyWriter, chunks
-from .core import (TMP_PREFIX, DataError, QARecord, R3Error, atomic_dir, check_image, fingerprint, no_answers, progress, read_json, read_jsonl,
-                       resolve_image, sha256_file, write_json)
+from .core import (DataError, QARecord, R3Error, atomic_dir, check_image, fingerprint, locked, no_answers, progress, read_json, read_jsonl,
+                       remove_leftovers, resolve_image, sha256_file, write_json)
 from .data import Problems
 
 # %% ../nbs/04_documents.ipynb #c006
@@ -77,7 +76,7 @@ class PageStore:
     ):
         self.image_root, self.pages, self.blank, self.plain = image_root, 0, 0, set()
         image_facts.cache_clear()
-        self.db = sqlite3.connect(path)
+        self.db = sqlite3.connect(f"file:{quote(str(path))}?vfs=unix-none", uri=True) if path != ":memory:" else sqlite3.connect(path) # nobody else opens it, so no locks are asked for
         self.db.executescript("pragma journal_mode = off; pragma synchronous = off; pragma cache_size = -65536;" + TABLES)
 
     def __len__(self): return self.pages
@@ -313,13 +312,6 @@ def write_plan(
     return folder
 
 # %% ../nbs/04_documents.ipynb #c034
-@contextmanager
-def locked(path: str | Path): # a file to lock, created if needed
-    "Let one process at a time into a block; a process that dies lets go."
-    with open(path, "a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
 def still_true(plan: Path, jsonl_sha: str, image_root: str | Path) -> bool:
     "Was this plan made of this file and these pictures?"
     if read_json(plan/"plan.json").get("jsonl_sha256") != jsonl_sha: return False
@@ -341,7 +333,7 @@ def shared_plan(
     with locked(out/".plan.lock"):
         for plan in sorted(out.glob("plan_*")):
             if still_true(plan, digest, image_root): return plan
-        for left_over in out.glob(f"{TMP_PREFIX}*-plan"): shutil.rmtree(left_over)
+        remove_leftovers(out, ["plan"])
         with atomic_dir(out/"plan") as new:
             store = feed(PageStore(new/"pages.sqlite", image_root), jsonl)
             write_plan(store, new, about=dict(jsonl=Path(jsonl).name, jsonl_sha256=digest))

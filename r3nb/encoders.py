@@ -10,7 +10,6 @@ __all__ = ['ENCODER_FILES', 'PAD', 'HASH_SIDE', 'NEAR_BITS', 'encoder_dir', 'enc
 
 # %% ../nbs/04_encoders.ipynb #c004
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .ann import NpyWriter, locate
-from .core import (TMP_PREFIX, ConfigError, DataError, IndexMismatchError, atomic_dir, fingerprint, open_image, progress, read_json,
-                       resolve_image, sha256_file, write_json)
+from .core import (ConfigError, DataError, IndexMismatchError, atomic_dir, fingerprint, open_image, progress, read_json,
+                       remove_leftovers, resolve_image, sha256_file, write_json)
 from .documents import ArrowRows
 
 # %% ../nbs/04_encoders.ipynb #c007
@@ -310,14 +309,18 @@ def build_shard(
     num_shards: int, # of how many
     encoders: dict, # channel -> encoder
     batch_size: int, # items per block
-    image_root: str | Path # folder of the pictures
+    image_root: str | Path, # folder of the pictures
+    overwrite: bool = False # replace a shard that other options made?
 ) -> bool: # False if it was there already
     "Encode one shard of an index into `shard_<i>_of_<n>`."
     out, name = Path(out_dir), f"shard_{shard}_of_{num_shards}"
     about = dict(shard=shard, num_shards=num_shards, batch_size=batch_size, plan=read_json(plan/"plan.json")["key"],
                  image_root=relative(image_root, out.resolve()), **about_encoders(encoders, out.resolve()))
-    if (out/name/"shard.json").is_file() and identity(read_json(out/name/"shard.json")) == identity(about): return False
-    for left_over in out.glob(f"{TMP_PREFIX}*-{name}"): shutil.rmtree(left_over)
+    if (out/name/"shard.json").is_file():
+        other = [k for k, v in identity(read_json(out/name/"shard.json")).items() if v != identity(about)[k]]
+        if not other: return False
+        if not overwrite: raise ConfigError(f"{out/name} was built with another {', another '.join(other)}; name another folder, or add --overwrite to replace it")
+    remove_leftovers(out, [name])
     with atomic_dir(out/name) as new:
         encode_share(plan, new, encoders, batch_size, image_root, shard, num_shards)
         write_json(new/"shard.json", about)

@@ -11,7 +11,6 @@ __all__ = ['PIECE', 'MARKS', 'COUNTED', 'NOTE', 'FAILED', 'GIVE_UP', 'EndpointOp
 import base64
 import io
 import json
-import os
 import re
 import sys
 import threading
@@ -27,7 +26,7 @@ import httpx2
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import ConfigError, DataError, ImageError, R3Error, read_json, read_jsonl, write_json, write_jsonl
+from .core import ConfigError, DataError, ImageError, R3Error, from_dict, read_json, read_jsonl, secret, write_json, write_jsonl
 
 # %% ../nbs/08_endpoint.ipynb #c006
 @dataclass
@@ -74,7 +73,7 @@ def connect(
 ): # an `openai.OpenAI`
     "The official client with the patience that was asked for"
     import openai
-    return openai.OpenAI(base_url=api_url(cfg.endpoint), api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=cfg.retries,
+    return openai.OpenAI(base_url=api_url(cfg.endpoint), api_key=secret("OPENAI_API_KEY") or "none", max_retries=cfg.retries,
                          timeout=httpx2.Timeout(cfg.timeout, connect=min(10, cfg.timeout)),
                          http_client=openai.DefaultHttpxClient(event_hooks={k: [f] for k, f in hooks.items()}))
 

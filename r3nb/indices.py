@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['INDEX_FILES', 'CHANNELS', 'FORMAT', 'MODES', 'foreign_files', 'check_target', 'move_shards', 'replace_folder',
-           'EvidenceIndex', 'Parts', 'Spread', 'join_parts', 'describe', 'finish', 'open_encoders', 'check_options',
-           'check_widths', 'open_info', 'named', 'check_files', 'merge_shards', 'grow', 'shrink', 'Evidence',
-           'content_key', 'EvidenceCache', 'query_text', 'encode_queries', 'donors', 'retrieve', 'squeeze',
-           'near_copies', 'leakage_audit', 'IndexConfig', 'my_shards', 'build_shards', 'build_index', 'change_index',
-           'summary', 'main']
+           'EvidenceIndex', 'Parts', 'Spread', 'join_parts', 'describe', 'finish', 'made_of', 'same_index',
+           'open_encoders', 'check_options', 'check_widths', 'open_info', 'named', 'check_files', 'merge_shards',
+           'grow', 'shrink', 'Evidence', 'content_key', 'EvidenceCache', 'query_text', 'encode_queries', 'donors',
+           'retrieve', 'squeeze', 'near_copies', 'leakage_audit', 'IndexConfig', 'my_shards', 'build_shards',
+           'build_index', 'change_index', 'summary', 'main']
 
 # %% ../nbs/04_indices.ipynb #c003
 import os
@@ -28,9 +28,9 @@ import pyarrow as pa
 from fastcore.basics import patch
 from PIL import Image
 
-from .ann import DIGITS, Searcher, build_structure, chunks, gather, open_factory
+from .ann import DIGITS, Searcher, build_structure, chunks, gather, locate, open_factory, try_factory
 from .ann import top_rows as top_rows
-from .core import (TMP_PREFIX, ConfigError, DataError, IndexMismatchError, atomic_dir, console, fingerprint, open_image, parse_cli, read_json,
+from .core import (TMP_PREFIX, ConfigError, DataError, IndexMismatchError, atomic_dir, changed, console, fingerprint, leftovers, open_image, parse_cli, read_json,
                        resolve_image, rng, sha256_file, write_json, write_manifest)
 from .documents import HINT, SCHEMA, ArrowRows, ArrowWriter, PageStore, RowOf, check_pages, feed, id_hash, id_table, shared_plan, write_plan
 from .documents import documents as documents
@@ -60,15 +60,20 @@ def move_shards(old: Path, new: Path):
     for part in [*old.glob("shard_*"), *old.glob("plan_*")]:
         if not (new / part.name).exists(): os.replace(part, new / part.name)
 
+def _state(out: Path) -> str: return sha256_file(out / "index.json") if (out / "index.json").is_file() else ""
+
 @contextmanager
 def replace_folder(out_dir: str | Path): # the folder to create or replace
     "Yield a hidden folder that takes the place of `out_dir` if the block succeeds."
     out = check_target(out_dir)
-    for left_over in out.parent.glob(f"{TMP_PREFIX}*-{out.name}"):
+    before = _state(out)
+    for left_over in leftovers(out.parent, [out.name]):
         if out.is_dir(): move_shards(left_over, out)
         shutil.rmtree(left_over)
     with atomic_dir(out) as new:
         yield new
+        check_target(out)
+        if _state(out) != before: raise ConfigError(f"{out_dir}: another run has finished an index here meanwhile; name another --out_dir")
         move_shards(out, new)
 
 # %% ../nbs/04_indices.ipynb #c012
@@ -170,6 +175,26 @@ def finish(
     manifest = read_json(path)
     write_json(path, manifest | {"inputs": inputs, "outputs": dict(sorted((manifest["outputs"] | digests).items()))})
 
+# %% ../nbs/04_indices.ipynb #c016b
+def made_of(info: dict) -> dict: # content of `index.json`
+    "What determines an index, by name."
+    factory = info["text"]["structure"]
+    return {"documents": info["files"].get("documents.arrow"), "text_encoder": info["text"]["fingerprint"], "image_encoder": info["image"]["fingerprint"],
+            "batch_size": info["batch_size"], "index_factory": factory["factory"] if factory["chosen"] == "by the user" else "", "image_root": info["image_root"]}
+
+def same_index(
+    out_dir: str | Path, # folder of an index, or not
+    now: dict, # what a build would be made of, as far as it is known
+    overwrite: bool = False # may another index be replaced?
+) -> bool: # True when there is nothing to do
+    "Is the index that a build would make there already? Another one is an error."
+    if overwrite or not (Path(out_dir) / "index.json").is_file(): return False
+    info = read_json(Path(out_dir) / "index.json")
+    then = made_of(info) if info.get("format") == FORMAT else {"format": info.get("format")}
+    said = changed({k: then.get(k) for k in now}, now)
+    if said: raise ConfigError(f"{out_dir} holds an index of other options or data ({said}); name another --out_dir, or add --overwrite to replace it")
+    return "documents" in now
+
 # %% ../nbs/04_indices.ipynb #c018
 def open_encoders(text: TextEncoder | str, image: ImageEncoder | str, batch_size: int = 32) -> dict: # channel -> encoder
     "Encoders from encoders or names."
@@ -181,10 +206,30 @@ def check_options(batch_size: int, index_factory: str):
     if batch_size < 1: raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if index_factory: open_factory(index_factory, 1536) # a width that every usual number of sub-quantisers divides
 
-def check_widths(encoders: dict, index_factory: str):
-    "Refuse a factory string that does not fit the width of an encoder, before anything is encoded."
+def check_widths(encoders: dict, index_factory: str, n: int):
+    "Try a factory string on vectors of the encoders' widths, as many as there will be, before anything is encoded."
     for e in encoders.values() if index_factory else ():
-        if hasattr(e, "dim"): open_factory(index_factory, e.dim)
+        if hasattr(e, "dim"): try_factory(index_factory, e.dim, n)
+
+# %% ../nbs/04_indices.ipynb #c018d
+class _There(Exception): "The index that a build would make is there already"
+
+def _opens(folder: Path, encoders: dict, image_root: str | Path) -> bool:
+    "Can an index be opened, with all its files?"
+    try: EvidenceIndex.load(folder, encoders["text"], encoders["image"], image_root)
+    except (DataError, ConfigError, IndexMismatchError, OSError, RuntimeError, ValueError): return False
+    return True
+
+def _planned(tmp: Path, records, image_root: str | Path, encoders: dict, cheap: dict, home: Path, overwrite: bool) -> tuple[Path, PageStore]:
+    "Collect the pages and plan their encoding; ends the build when its index is there."
+    (tmp / "work" / "share").mkdir(parents=True)
+    store = feed(PageStore(tmp / "work" / "pages.sqlite", image_root), records)
+    check_pages(store)
+    check_widths(encoders, cheap["index_factory"], len(store))
+    plan = write_plan(store, tmp / "work")
+    now = cheap | {f"{c}_encoder": e.fingerprint for c, e in encoders.items()} | {"documents": read_json(plan / "plan.json")["sha256"], "image_root": relative(image_root, home)}
+    if same_index(home, now, overwrite) and _opens(home, encoders, image_root): raise _There
+    return plan, store
 
 # %% ../nbs/04_indices.ipynb #c018b
 @patch(cls_method=True)
@@ -197,25 +242,25 @@ def build(cls: EvidenceIndex,
     batch_size: int = 32, # items per forward pass
     config: dict | None = None, # saved in the manifest
     inputs: tuple = (), # files whose sha256 goes into the manifest
-    index_factory: str = "" # FAISS factory string for both channels; empty chooses by size
+    index_factory: str = "", # FAISS factory string for both channels; empty chooses by size
+    overwrite: bool = False # replace an index that other options or data made?
 ) -> EvidenceIndex:
     "Embed the documents behind `records` and write an index."
     check_options(batch_size, index_factory)
-    home = Path(out_dir).resolve()
-    with replace_folder(out_dir) as tmp:
-        (tmp / "work" / "share").mkdir(parents=True)
-        store = feed(PageStore(tmp / "work" / "pages.sqlite", image_root), records)
-        check_pages(store)
-        encoders = open_encoders(text_encoder, image_encoder, batch_size)
-        check_widths(encoders, index_factory)
-        plan = write_plan(store, tmp / "work")
-        encode_share(plan, plan / "share", encoders, batch_size, image_root)
-        digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
-        extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size)
-        store.db.close()
-        shutil.rmtree(plan)
-        finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
-               {Path(f).name: sha256_file(f) for f in inputs})
+    home, cheap = Path(out_dir).resolve(), dict(batch_size=batch_size, index_factory=index_factory)
+    same_index(check_target(out_dir), cheap, overwrite)
+    encoders = open_encoders(text_encoder, image_encoder, batch_size)
+    try:
+        with replace_folder(out_dir) as tmp:
+            plan, store = _planned(tmp, records, image_root, encoders, cheap, home, overwrite)
+            encode_share(plan, plan / "share", encoders, batch_size, image_root)
+            digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
+            extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size)
+            store.db.close()
+            shutil.rmtree(plan)
+            finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
+                   {Path(f).name: sha256_file(f) for f in inputs})
+    except _There: print(f"{out_dir}: this very index is there already, nothing to do")
     return cls.load(out_dir, encoders["text"], encoders["image"], image_root)
 
 # %% ../nbs/04_indices.ipynb #c020
@@ -262,13 +307,17 @@ def load(cls: EvidenceIndex,
 def merge_shards(
     out_dir: str | Path, # folder of the index, with its shards
     num_shards: int, # how many there are
-    index_factory: str = "" # FAISS factory string for both channels; empty chooses by size
+    index_factory: str = "", # FAISS factory string for both channels; empty chooses by size
+    overwrite: bool = False # replace an index that other options or data made?
 ) -> Path: # the folder
     "Make an index of finished shards."
     check_options(1, index_factory)
     out = check_target(out_dir)
     plan, shards, about = check_shards(out, num_shards)
     info = read_json(plan / "plan.json")
+    now = {"documents": info["sha256"], **{f"{c}_encoder": about[c]["fingerprint"] for c in CHANNELS}, "batch_size": about["batch_size"], "index_factory": index_factory}
+    same_index(out, now, overwrite)
+    for name in ("text_vectors.npy", "image_vectors.npy") if index_factory else (): try_factory(index_factory, locate(shards[0] / name)[1][1], info["documents"])
     extra = dict(documents=info["documents"], empty_texts=info["empty_texts"], image_root=about["image_root"], batch_size=about["batch_size"])
     with replace_folder(out) as tmp:
         digests = join_parts(Parts(plan, shards, about["batch_size"]), tmp)
@@ -587,6 +636,7 @@ class IndexConfig:
     merge_shards: int|None = None # merge so many finished shards in out_dir; needs no other option
     add: str = "" # unified records (JSONL) to add to the index in out_dir; only new texts and images are encoded
     remove: str = "" # text file with one image_id per line to remove from the index in out_dir
+    overwrite: bool = False # replace an index, or shards, that other options or data made
 
     def __post_init__(self):
         chosen = [name for name in ("jsonl", "merge_shards", "add", "remove") if getattr(self, name) not in ("", None)]
@@ -615,16 +665,17 @@ def build_shards(cfg: IndexConfig, shards: list[int]) -> list[str]: # a line abo
     out = check_target(cfg.out_dir)
     encoders = open_encoders(cfg.text_encoder, cfg.image_encoder, cfg.batch_size)
     plan = shared_plan(out, cfg.jsonl, cfg.image_root)
+    check_widths(encoders, cfg.index_factory, read_json(plan / "plan.json")["documents"])
     said = []
     for i in shards:
-        new = build_shard(out, plan, i, cfg.num_shards, encoders, cfg.batch_size, cfg.image_root)
+        new = build_shard(out, plan, i, cfg.num_shards, encoders, cfg.batch_size, cfg.image_root, cfg.overwrite)
         said.append(f"shard {i} of {cfg.num_shards} in {cfg.out_dir}: {'built' if new else 'was there, kept'}")
     return said
 
 def build_index(cfg: IndexConfig) -> EvidenceIndex:
     "Check the inputs, then build the index that a configuration describes."
     encoders = open_encoders(cfg.text_encoder, cfg.image_encoder, cfg.batch_size)
-    return EvidenceIndex.build(cfg.jsonl, cfg.image_root, cfg.out_dir, encoders["text"], encoders["image"], cfg.batch_size, asdict(cfg), (cfg.jsonl,), cfg.index_factory)
+    return EvidenceIndex.build(cfg.jsonl, cfg.image_root, cfg.out_dir, encoders["text"], encoders["image"], cfg.batch_size, asdict(cfg), (cfg.jsonl,), cfg.index_factory, cfg.overwrite)
 
 # %% ../nbs/04_indices.ipynb #c072
 def change_index(cfg: IndexConfig) -> EvidenceIndex:
@@ -652,7 +703,7 @@ def main(argv: list[str] | None = None) -> None:
     shards = my_shards(cfg)
     if shards: print("\n".join(build_shards(cfg, shards)), flush=True)
     if cfg.num_shards and (cfg.num_shards > 1 or not shards): return
-    if cfg.num_shards or cfg.merge_shards: merge_shards(cfg.out_dir, cfg.num_shards or cfg.merge_shards, cfg.index_factory)
+    if cfg.num_shards or cfg.merge_shards: merge_shards(cfg.out_dir, cfg.num_shards or cfg.merge_shards, cfg.index_factory, cfg.overwrite)
     elif cfg.jsonl: build_index(cfg)
     else: change_index(cfg)
     print(summary(cfg.out_dir))

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONG', 'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'reading_order', 'split_region', 'assemble', 'windows',
-           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'find_images', 'passed_over',
-           'journal_path', 'mend_journal', 'open_journal', 'read_image', 'shard_of', 'own_shard', 'shard_path', 'Place',
-           'known_readings', 'cache_rows', 'Bad', 'hash_files', 'read_missing', 'complain', 'run_ocr', 'shard_heads',
-           'merge_shards', 'main']
+           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'files_below', 'find_images',
+           'passed_over', 'journal_path', 'mend_journal', 'open_journal', 'read_image', 'shard_of', 'own_shard',
+           'shard_path', 'Place', 'known_readings', 'kept_readings', 'cache_rows', 'Bad', 'hash_files', 'read_missing',
+           'complain', 'run_ocr', 'shard_heads', 'merge_shards', 'main']
 
 # %% ../nbs/02_ocr.ipynb #c003
-import fcntl
 import json
 import os
 import re
@@ -29,8 +28,8 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, import_named, open_image,
-                       parse_cli, progress, read_jsonl, sha256_file, sha256_text, worker_pool, write_jsonl)
+from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, import_named, locked, open_image,
+                       parse_cli, printable, progress, read_jsonl, sha256_file, sha256_text, through, worker_pool, write_jsonl)
 from .data import check_cache_row, in_threads
 
 # %% ../nbs/02_ocr.ipynb #c010
@@ -214,6 +213,7 @@ class OCRConfig:
     num_shards: int = 1 # parts of the work, each read by a process of its own into a file of its own
     shard: int|None = None # which part this process reads, from 0; left out: the rank given by torchrun
     merge_shards: int = 0 # join the files of so many finished shards, instead of reading
+    overwrite: bool = False # read images again that another engine, or another setting of it, has read into this cache
 
     def __post_init__(self):
         if isinstance(self.image_dir, (str, Path)): self.image_dir = [str(self.image_dir)]
@@ -235,6 +235,25 @@ class OCRConfig:
 # %% ../nbs/02_ocr.ipynb #c038
 IMAGE_ENDINGS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
+def _is_folder(e:os.DirEntry)->bool:
+    try: return e.is_dir()
+    except OSError: return False # a link that leads in a circle
+
+def files_below(
+    folders:list[str], # where to look
+)->Iterator[Path]: # without half-written files
+    "Every file in some folders, also behind links; each real folder once, linked ones last"
+    plain, linked, seen = deque(Path(d).resolve() for d in folders), deque(), set()
+    while plain or linked:
+        here = (plain or linked).popleft()
+        if (real := os.path.realpath(here)) in seen: continue
+        seen.add(real)
+        with os.scandir(here) as entries: found = sorted(entries, key=lambda e: e.name)
+        for e in found:
+            if e.name.startswith(TMP_PREFIX): continue
+            if _is_folder(e): (linked if e.is_symlink() else plain).append(Path(e.path))
+            else: yield Path(e.path)
+
 def find_images(
     folders:list[str], # where to look
 )->dict[str, Path]: # name relative to the common folder -> file, sorted by name
@@ -242,9 +261,10 @@ def find_images(
     for d in folders:
         if not Path(d).is_dir(): raise DataError(f"{d}: no such folder; check image_dir, or make the images first")
     top = Path(os.path.commonpath([Path(d).resolve() for d in folders]))
-    files = [p for d in folders for p in Path(d).resolve().rglob("*") if p.suffix.lower() in IMAGE_ENDINGS]
-    found = {p.relative_to(top).as_posix(): p for p in files if (p.is_file() or p.is_symlink() and not p.exists()) and not p.name.startswith((TMP_PREFIX, "."))}
+    found = {p.relative_to(top).as_posix(): p for p in files_below(folders) if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith(".")}
     if not found: raise DataError(f"{', '.join(map(str, folders))}: no images ({' '.join(IMAGE_ENDINGS)}); check image_dir")
+    if bad := [printable(n) for n in sorted(found) if printable(n) != n]:
+        raise DataError(f"{printable(top)}: {len(bad)} names are not UTF-8, which no result file could hold: {', '.join(bad[:5])}; rename these files, for example with convmv")
     return dict(sorted(found.items()))
 
 # %% ../nbs/02_ocr.ipynb #c039a
@@ -252,7 +272,7 @@ def passed_over(
     folders:list[str], # where to look
 )->str: # such as `3 .txt, 1 .pdf`, empty if there are none
     "Files beside the images, by their endings"
-    files = (p for d in folders for p in Path(d).rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = (p for p in files_below(folders) if p.is_file() and not p.name.startswith("."))
     return ", ".join(f"{n} {e or 'without ending'}" for e, n in Counter(p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_ENDINGS).most_common(5))
 
 # %% ../nbs/02_ocr.ipynb #c041
@@ -285,11 +305,7 @@ def open_journal(
 )->Iterator: # the journal, open for appending bytes, locked
     "Lock, mend and open the journal of a cache"
     path = journal_path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{path}: another run is writing this cache; wait for it, or give another `out`") from None
+    with locked(path, f"{path}: another run is writing this cache; wait for it, or give another `out`", 0), open(path, "ab") as f:
         mend_journal(path)
         yield f
 
@@ -372,6 +388,7 @@ class Place(NamedTuple):
 def known_readings(
     files, # caches, journals and files of shards; those that do not exist are passed over
     label:str, # the engine, by name and version
+    others:dict|None=None, # takes readings by other engines: image SHA-256 -> place and engine
 )->dict[str, Place]: # image SHA-256 -> where its reading is
     "Readings by this engine"
     known = {}
@@ -380,8 +397,23 @@ def known_readings(
         with open(path, "rb") as f: starts = list(accumulate(map(len, f), initial=0))
         for line, row in read_jsonl(path):
             if "num_shards" in row: continue # the first line of a shard's file
-            if check_cache_row(row, f"{path}:{line}")["engine"] == label: known[row["image_sha256"]] = Place(path, starts[line - 1], row["image"])
+            place, engine = Place(path, starts[line - 1], row["image"]), check_cache_row(row, f"{path}:{line}")["engine"]
+            if engine == label: known[row["image_sha256"]] = place
+            elif others is not None: others[row["image_sha256"]] = place, engine
     return known
+
+def kept_readings(
+    files, # caches, journals and files of shards
+    label:str, # the engine
+    overwrite:bool, # may images that another engine has read be read again?
+)->tuple[dict[str, Place], dict[str, Place]]: # readings by this engine, and by others
+    "Readings by this engine, and those by others that stay; without `overwrite` there may be none"
+    others:dict = {}
+    known = known_readings(files, label, others)
+    if (rest := {h: v for h, v in others.items() if h not in known}) and not overwrite:
+        (place, engine), n = next(iter(rest.values())), len(rest)
+        raise ConfigError(f"{place.file}: holds {n} readings by {engine}, and this run reads with {label}; name another out, or add --overwrite to read these images again")
+    return known, {h: place for h, (place, _) in rest.items()}
 
 # %% ../nbs/02_ocr.ipynb #c058
 def cache_rows(
@@ -389,11 +421,10 @@ def cache_rows(
     wanted:dict[str, str], # image SHA-256 -> name, for the images of this run
 )->Iterator[dict]: # rows of a cache, sorted by name
     "The rows that a finished cache has"
-    names = set(wanted.values())
-    chosen = sorted((wanted.get(h, p.image), h) for h, p in known.items() if h in wanted or p.image not in names)
-    for name, h in chosen:
+    for name, h in sorted((wanted.get(h, p.image), h) for h, p in known.items()):
         row = known[h].row()
         if row.get("image_sha256") != h: raise DataError(f"{known[h].file}: this file was changed during the run; run again, one command at a time")
+        row.pop("kept", None)
         yield row | {"image": name}
 
 # %% ../nbs/02_ocr.ipynb #c061
@@ -452,17 +483,17 @@ def complain(
     shown = "\n  ".join(b.error for b in sorted(bad, key=lambda b: b.image))
     raise DataError(f"{len(bad)} of {total} images could not be read; the others are in {out}\n  {shown}")
 
-def _read_part(cfg:OCRConfig, engine:OCREngine, files:dict, target:Path, title:str)->tuple[dict, dict, list[Bad]]:
-    "Hash and read some images; known places, wanted names, and bad images. The journal of `target` is locked by the caller"
+def _read_part(cfg:OCRConfig, engine:OCREngine, files:dict, target:Path, title:str)->tuple[dict, dict, dict, list[Bad]]:
+    "Hash and read some images; known places, those by other engines, wanted names, and bad images. The journal of `target` is locked by the caller"
     start, label, journal = time.monotonic(), engine_label(engine), journal_path(target)
-    known = known_readings(dict.fromkeys([Path(cfg.out), target, journal]), label)
+    known, others = kept_readings(dict.fromkeys([through(cfg.out), target, journal]), label, cfg.overwrite)
     wanted, bad = hash_files(files, cfg.workers)
     todo = {h: name for h, name in wanted.items() if h not in known}
     with open(journal, "ab") as f: new, failed = read_missing(cfg, engine, files, todo, f, title)
     took = time.monotonic() - start
     print(f"{title}: {len(new)} images read in {took:.1f} s ({len(new) / max(took, 1e-3):.2f} images/s), "
           f"{len(wanted) - len(todo)} known before, {len(bad + failed)} bad")
-    return known | new, wanted, bad + failed
+    return known | new, others, wanted, bad + failed
 
 # %% ../nbs/02_ocr.ipynb #c065
 def run_ocr(
@@ -474,23 +505,24 @@ def run_ocr(
     engine = load_engine(cfg.engine, cfg.kwargs)
     if shard == 0 and (others := passed_over(cfg.image_dir)): print(f"not images by their endings, passed over: {others}")
     if cfg.num_shards > 1: return _run_shard(cfg, engine, files, shard)
-    out = Path(cfg.out)
+    out = through(cfg.out)
     with open_journal(out):
-        known, wanted, bad = _read_part(cfg, engine, files, out, "OCR")
-        write_jsonl(out, cache_rows(known, wanted))
+        known, others, wanted, bad = _read_part(cfg, engine, files, out, "OCR")
+        write_jsonl(out, cache_rows(others | known, wanted))
         journal_path(out).unlink(missing_ok=True)
     complain(bad, len(files), out)
     return out
 
 def _run_shard(cfg:OCRConfig, engine:OCREngine, files:dict, shard:int)->Path:
     "Read one shard into its file"
-    n, out = cfg.num_shards, shard_path(cfg.out, shard, cfg.num_shards)
+    n, out = cfg.num_shards, shard_path(through(cfg.out), shard, cfg.num_shards)
     own = {name: path for name, path in files.items() if shard_of(name, n) == shard}
     with open_journal(out):
-        known, wanted, bad = _read_part(cfg, engine, own, out, f"OCR shard {shard} of {n}")
+        known, others, wanted, bad = _read_part(cfg, engine, own, out, f"OCR shard {shard} of {n}")
         head = {"shard": shard, "num_shards": n, "engine": engine_label(engine), "listing": fingerprint(list(files)), "files": len(own),
                 "bad": [vars(b) for b in bad]}
-        write_jsonl(out, chain([head], cache_rows({h: known[h] for h in wanted if h in known}, wanted)))
+        kept = {h: p for h, p in (others | known).items() if h not in wanted and p.file == out} # of another list of images
+        write_jsonl(out, chain([head], cache_rows({h: known[h] for h in wanted if h in known}, wanted), (r | {"kept": True} for r in cache_rows(kept, {}))))
         journal_path(out).unlink(missing_ok=True)
     _end_together(cfg, bad, len(own), out)
     return out
@@ -537,17 +569,17 @@ def merge_shards(
     cfg:OCRConfig, # `out` and `merge_shards` count; `image_dir`, if given, is compared with the shards' list of images
 )->Path: # the cache
     "Join the files of finished shards into one cache"
-    n, out = cfg.merge_shards, Path(cfg.out)
+    n, out = cfg.merge_shards, through(cfg.out)
     heads, paths = shard_heads(out, n), [shard_path(out, i, n) for i in range(n)]
     if cfg.image_dir and fingerprint(list(find_images(cfg.image_dir))) != heads[0]["listing"]:
         raise DataError(f"{paths[0]}: the shards were made from another list of images than {', '.join(cfg.image_dir)}; read all shards again")
     with open_journal(out):
-        known, bad = known_readings([out, journal_path(out), *paths], heads[0]["engine"]), {}
-        pairs = [(row["image_sha256"], row["image"]) for p in paths for _, row in read_jsonl(p) if "num_shards" not in row]
+        (known, others), bad = kept_readings([out, journal_path(out), *paths], heads[0]["engine"], cfg.overwrite), {}
+        pairs = [(row["image_sha256"], row["image"]) for p in paths for _, row in read_jsonl(p) if "num_shards" not in row and "kept" not in row]
         for b in sorted((Bad(**b) for h in heads for b in h["bad"]), key=lambda b: b.image): bad.setdefault(b.image_sha256 or b.image, b)
         pairs += [(b.image_sha256, b.image) for b in bad.values() if b.image_sha256]
         wanted = dict(sorted(pairs, key=lambda p: p[1], reverse=True)) # of several names the first one stays
-        write_jsonl(out, cache_rows(known, wanted))
+        write_jsonl(out, cache_rows(others | known, wanted))
         journal_path(out).unlink(missing_ok=True)
     complain(list(bad.values()), sum(h["files"] for h in heads), out)
     return out

@@ -6,7 +6,7 @@
 __all__ = ['PARAMETERS', 'GIVEN', 'QUIET', 'BOOK', 'TARGETS', 'COMMANDS', 'code_cells', 'parameters_of', 'Stage', 'find_stages',
            'read_yaml', 'Profile', 'checked', 'sections_of', 'divide', 'stage_params', 'load_profile', 'imports_of',
            'code_of', 'content_key', 'Tee', 'kernel_class', 'StageError', 'execute', 'files_of', 'read_book', 'noted',
-           'Run', 'locked', 'is_running', 'outputs_missing', 'outputs_exist', 'attempt', 'make_task', 'Ledger',
+           'Run', 'hold', 'is_running', 'outputs_missing', 'outputs_exist', 'attempt', 'make_task', 'Ledger',
            'StageRunner', 'open_ledger', 'clock', 'StageReporter', 'run_stages', 'variants_of', 'link_borrowed',
            'param_changes', 'code_changes', 'reasons', 'Row', 'survey', 'weight', 'status_table', 'show_plan', 'Waste',
            'homes', 'waste_of', 'remove_waste', 'forget', 'Where', 'StudyConfig', 'StatusConfig', 'CleanConfig',
@@ -15,7 +15,6 @@ __all__ = ['PARAMETERS', 'GIVEN', 'QUIET', 'BOOK', 'TARGETS', 'COMMANDS', 'code_
 
 # %% ../nbs/11_study.ipynb #c003
 import ast
-import fcntl
 import functools
 import os
 import re
@@ -35,8 +34,8 @@ from doit.runner import Runner
 from doit.task import dict_to_task
 from doit.tools import config_changed
 
-from .core import (TMP_PREFIX, ConfigError, DataError, Lines, R3Error, atomic_path, code_dir, console, convert, fingerprint, nearest, no_option, read_json, redraws,
-    run_command, run_dir_fresh, sha256_file, sha256_text, write_json)
+from .core import (ConfigError, DataError, Lines, R3Error, atomic_path, code_dir, console, convert, files_in, fingerprint, is_locked, leftovers, locked, nearest, no_option, read_json, redraws,
+    remove_leftovers, run_command, run_dir_fresh, settle, sha256_file, sha256_text, write_json)
 
 # %% ../nbs/11_study.ipynb #c008
 PARAMETERS = "parameters" # papermill's tag for the cell of defaults
@@ -351,12 +350,12 @@ def execute(
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
-    part = out/"notebook.partial.ipynb"
+    part, plain = out/"notebook.partial.ipynb", lambda p: str(p).replace("{", "{{").replace("}", "}}") # papermill puts parameters into the braces of a path
     with open(out/"log.txt", "a", encoding="utf-8") as log:
         log.write(f"\n=== {stage.folder} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         try:
             with _tees(log) as (said, erred):
-                nb = papermill.execute_notebook(str(stage.notebook), str(part), parameters=params, progress_bar=False, kernel_name="python3", language="python",
+                nb = papermill.execute_notebook(plain(stage.notebook), plain(part), parameters=params, progress_bar=False, kernel_name="python3", language="python",
                     stdout_file=said, stderr_file=erred, kernel_manager_class=kernel_class(lock), coalesce_streams=True)
         except (papermill.PapermillExecutionError, DeadKernelError) as e: _fail(e, stage, out, log)
     if missing := [n for n in ("metrics.json", "manifest.json") if not (out/n).is_file()]:
@@ -408,7 +407,7 @@ def noted(
         raise
     finally:
         if entry["state"] == "started": entry["state"] = "interrupted"
-        entry |= {"seconds": round(time.time() - begun, 1), "files": sorted(files_of(folder/stage))}
+        entry |= {"seconds": round(time.time() - begun, 1), "files": sorted(files_of(folder/stage).keys() - {*entry.get("kept", ())})}
         note()
 
 # %% ../nbs/11_study.ipynb #c047
@@ -438,47 +437,38 @@ class Run:
         "The manifests of all earlier stages"
         return [*self.before, *(self.dir/s.folder/"manifest.json" for s in self.stages[:self.stages.index(stage)])]
 
+    def made(self, stage:Stage): # a function of a path in its folder
+        "Which files of a stage are the study's: those that it noted; after a kill, all that were not there before"
+        entry = read_book(self.dir).get(stage.folder, {})
+        files, kept = entry.get("files"), {*entry.get("kept", ())}
+        return (lambda name: name not in kept) if files is None else {*files}.__contains__
+
     def start(self, stage:Stage)->None:
         "Prepare the stage's folder, resume or afresh, and execute its notebook"
         out, code = self.dir/stage.folder, code_of(stage.notebook)
-        run_dir_fresh(out, fingerprint([self.params(stage), code, [content_key(m) for m in self.upstream(stage)]]))
+        ours = self.made(stage)
+        run_dir_fresh(out, fingerprint([self.params(stage), code, [content_key(m) for m in self.upstream(stage)]]), overwrite=True, ours=ours)
+        settle(out)
         for name in (*TARGETS, "notebook.failed.ipynb"): (out/name).unlink(missing_ok=True)
-        for left in [*out.rglob(f"{TMP_PREFIX}*")]: shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        with noted(self.dir, stage.folder, {"params": self.params(stage), "code": code}):
+        for at, _, _ in os.walk(out): remove_leftovers(at)
+        kept = [f for f in files_in(out) if f != ".key" and not ours(f)]
+        with noted(self.dir, stage.folder, {"params": self.params(stage), "code": code} | ({"kept": kept} if kept else {})):
             execute(stage, out, self.params(stage) | {"out_dir": str(out), "study_dir": str(self.dir)}, self.lock)
         self.ran.append(stage.folder)
 
 # %% ../nbs/11_study.ipynb #c050
-@contextmanager
-def locked(
+def hold(
     folder:Path, # the folder of a run
     wait:float=30, # seconds to wait for an earlier run to end
 ):
-    "Hold the lock of a run's folder; yields its file descriptor"
-    begun = time.monotonic()
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder/".lock", "w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(f.fileno()), os.stat(folder/".lock")): # not removed meanwhile, by `clean`
-                    yield f.fileno()
-                    return
-            except BlockingIOError:
-                if time.monotonic() - begun >= wait: raise ConfigError(f"{folder}: another study is running here; wait for its end, or use another --out") from None
-                time.sleep(0.5)
-            except FileNotFoundError: pass
+    "Hold the lock of a run's folder, as a context; yields its file descriptor"
+    return locked(folder/".lock", f"{folder}: another study is running here; wait for its end, or use another --out", wait)
 
 def is_running(
     folder:Path, # the folder of a run
 )->bool:
     "Does a study hold the lock of this folder? Writes nothing"
-    try: f = open(folder/".lock")
-    except FileNotFoundError: return False
-    with f:
-        try: fcntl.flock(f, fcntl.LOCK_SH|fcntl.LOCK_NB)
-        except BlockingIOError: return True
-    return False
+    return is_locked(folder/".lock")
 
 # %% ../nbs/11_study.ipynb #c053
 def outputs_missing(
@@ -593,6 +583,14 @@ def variants_of(
         runs.append(run)
     return runs
 
+def _give_way(home:Path, stage:str)->None:
+    "Remove a stage that another run makes from now on; files of somebody else are in the way"
+    here, noted = home/stage, read_book(home).get(stage, {}).get("files")
+    mine = [f for f in files_in(here) if f == ".key" or (f in noted if noted is not None else (here/".key").is_file())]
+    if kept := [f for f in files_in(here) if f not in mine]:
+        raise ConfigError(f"{here}: holds files that the study did not make ({', '.join(kept[:3])}), and this stage is now shared with another variant; move them away")
+    shutil.rmtree(here)
+
 def link_borrowed(run:Run)->None:
     "Put a link in the place of every stage that another run makes, and none elsewhere"
     run.dir.mkdir(parents=True, exist_ok=True)
@@ -600,7 +598,7 @@ def link_borrowed(run:Run)->None:
         here, maker = run.dir/s.folder, run.borrowed.get(s.folder)
         if here.is_symlink() and (maker is None or here.resolve() != (maker/s.folder).resolve()): here.unlink()
         if maker is None or here.is_symlink(): continue
-        if here.exists(): shutil.rmtree(here)
+        if here.exists(): _give_way(run.dir, s.folder)
         here.symlink_to(Path("..")/maker.name/s.folder, target_is_directory=True)
 
 # %% ../nbs/11_study.ipynb #c066a
@@ -775,7 +773,7 @@ def forget(
             if (home/".doit.json").exists(): ledger.backend.dump()
             if any(s in book for s in stages): write_json(home/BOOK, {k: v for k, v in book.items() if k not in stages})
             continue
-        for p in (*(home/n for n in (".doit.json", BOOK, "timings.json", ".lock")), *home.glob(f"{TMP_PREFIX}*")):
+        for p in (*(home/n for n in (".doit.json", BOOK, "timings.json", ".lock")), *leftovers(home)):
             if p.is_file(): p.unlink()
         if not os.listdir(home): home.rmdir()
 
@@ -899,7 +897,7 @@ def study(
         todo = [r for r in rows if r.would_run]
         print(f"\n{len(todo)} of {len(rows)} stages would run; to run them:\n{cfg.command('run')}{' --only ' + ','.join(cfg.only) if only else ''}" if todo else "\nnothing to do")
         return runs
-    with locked(out) as lock:
+    with hold(out) as lock:
         for run in runs:
             run.lock = lock
             link_borrowed(run)
@@ -960,7 +958,7 @@ def clean(
     if not cfg.yes and not (sys.stdin.isatty() and input("remove this? [y/N] ").strip().lower() in ("y", "yes")):
         print("nothing was removed; --yes removes it")
         return
-    with locked(out, wait=0):
+    with hold(out, wait=0):
         for w in waste_of(out, folders, only): remove_waste(w)
         forget(out, only)
     left = sorted(files_of(out)) if out.is_dir() and not only else []

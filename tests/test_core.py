@@ -17,7 +17,7 @@ from PIL import Image
 
 from r3nb.core import (
     REDRAW, CheckpointError, ConfigError, DataError, ImageError, IndexMismatchError, Lines, QARecord, R3Error, WorkerError, atomic_dir, atomic_path, check_image, console,
-    convert, fingerprint, from_dict, open_image, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, run_command, run_dir_fresh,
+    ASIDE, convert, files_in, fingerprint, from_dict, open_image, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, run_command, run_dir_fresh, settle,
     seed_everything, sha256_file, worker_pool, write_json, write_jsonl, write_manifest)
 
 ROW = dict(sample_id="a_train_0", dataset="chartqa", split="train", image_id="chartqa/train_0", image_path="images/train_0.png",
@@ -337,10 +337,22 @@ def test_run_dir(tmp_path):
     (d/"sub").mkdir()
     (d/"sub/f").write_text("x")
     assert run_dir_fresh(d, "k") and (d/"sub/f").exists()
-    assert not run_dir_fresh(d, "other") and not (d/"sub").exists()
+    with pytest.raises(ConfigError, match="--overwrite"): run_dir_fresh(d, "other")
+    assert run_dir_fresh(d, "k") and (d/"sub/f").exists()
+    assert not run_dir_fresh(d, "other", overwrite=True) and not (d/"sub").exists() and (d/ASIDE/"sub/f").read_text() == "x"
     (d/".key").write_text("emptying")
     (d/"remains").write_text("x")
     assert not run_dir_fresh(d, "other") and not (d/"remains").exists()
+    settle(d)
+    assert files_in(d) == [".key"]
+
+
+def test_a_second_attempt_to_replace_keeps_the_complete_run(tmp_path):
+    d, ours = tmp_path/"run", "result".__eq__
+    for key, text in (("a", "complete"), ("b", "torn"), ("c", "new")):
+        run_dir_fresh(d, key, {"key": key}, True, ours)
+        (d/"result").write_text(text)
+    assert (d/ASIDE/"result").read_text() == "complete" and (d/"result").read_text() == "new"
 
 
 def test_run_dir_never_empties_a_stranger(tmp_path):

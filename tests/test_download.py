@@ -348,7 +348,13 @@ def test_limit(hub, run, tmp_path):
     assert [re.search(r"train-0000\d", x.path)[0][-1] for x in hub.gets("train-")] == ["0", "1"]
     r = run("chartqa", "--out_dir", out, "--splits", "train")
     assert r.code == 0 and len(rows_of(out, "chartqa_raw_train.jsonl")) == 12 and len(hub.gets("train-")) == 4
+    before = tree(out)
     r = run("chartqa", "--out_dir", out, "--splits", "train", "--limit", 2)
+    assert r.code == 2 and "all rows, and these options ask for" in r.text and "--overwrite" in r.text and tree(out) == before
+    (out/"images/train_99.png").write_bytes(b"mine")
+    r = run("chartqa", "--out_dir", out, "--splits", "train", "--limit", 2, "--overwrite")
+    assert (out/"images/train_99.png").read_bytes() == b"mine"
+    (out/"images/train_99.png").unlink()
     assert r.code == 0 and len(list(out.glob("images/train_*"))) == 2 and len(hub.gets("train-")) == 4
     check_whole(out)
 
@@ -362,10 +368,12 @@ def test_revision(hub, run, tmp_path):
     hub.log.clear()
     r = get("--revision", old)
     assert r.code == 0 and "nothing to do" in r.text and hub.log == []
-    assert get().code == 0 and manifest(out)["splits"]["train"]["revision"] == new
+    r, before = get(), tree(out)
+    assert r.code == 2 and old[:12] in r.text and "--overwrite" in r.text and tree(out) == before and manifest(out)["splits"]["train"]["revision"] == old
+    assert get("--overwrite").code == 0 and manifest(out)["splits"]["train"]["revision"] == new
     assert {x["query"] for x in rows_of(out, "chartqa_raw_train.jsonl")} == {"new?"} and len(list(out.glob("images/*"))) == 3
     check_whole(out)
-    assert get("--revision", f"{CHART}={old}").code == 0 and manifest(out)["splits"]["train"]["revision"] == old
+    assert get("--revision", f"{CHART}={old}", "--overwrite").code == 0 and manifest(out)["splits"]["train"]["revision"] == old
     r = get("--revision", "v9")
     assert r.code == 2 and f"no such revision of {CHART}" in r.text and "--revision" in r.text
     r = get("--revision", "ChartQA=v9")
@@ -853,7 +861,13 @@ def test_models_pinned(hub, run, tmp_path):
     assert (tmp_path/"clip-vit-base-patch32/config.json").read_bytes() == b"{}"
     hub.log.clear()
     assert run("--out_dir", tmp_path, "--revision", pins, main="models_main").code == 0 and hub.log == []
-    assert run("--out_dir", tmp_path, main="models_main").code == 0
+    r = run("--out_dir", tmp_path, main="models_main")
+    assert r.code == 2 and "--overwrite" in r.text and (tmp_path/"clip-vit-base-patch32/config.json").read_bytes() == b"{}"
+    (tmp_path/"clip-vit-base-patch32/notes.txt").write_text("mine")
+    r = run("--out_dir", tmp_path, "--overwrite", main="models_main")
+    assert r.code == 2 and "notes.txt" in r.text and (tmp_path/"clip-vit-base-patch32/notes.txt").exists()
+    (tmp_path/"clip-vit-base-patch32/notes.txt").unlink()
+    assert run("--out_dir", tmp_path, "--overwrite", main="models_main").code == 0
     assert (tmp_path/"clip-vit-base-patch32/config.json").read_bytes() == b'{"new": 1}'
     r = run("--out_dir", tmp_path, "--revision", "clip=abc", main="models_main")
     assert r.code == 2 and "unknown repository 'clip'" in r.text

@@ -13,8 +13,8 @@ import tiny
 from safetensors.torch import load_file
 
 import r3nb.study as study
-from r3nb.core import ConfigError, read_json, sha256_file, sha256_text
-from r3nb.study import CleanConfig, StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, locked, open_study, parameters_of, pick_stages, read_book, survey
+from r3nb.core import ConfigError, read_json, sha256_file, sha256_text, write_json
+from r3nb.study import CleanConfig, StageError, StudyConfig, code_of, find_stages, imports_of, load_profile, hold, open_study, parameters_of, pick_stages, read_book, survey
 
 KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
 BODIES = {
@@ -130,12 +130,16 @@ def test_killed_in_a_stage_and_run_again(tmp_path, capsys):
     assert lab.metrics("1_slow") == {"resumed": True} and not list(lab.dir.rglob(".tmp-*"))
     lab.profile("slow: {k: 2}\n")
     (lab.dir/"1_slow/half.txt").write_text("of other parameters")
+    (lab.dir/"1_slow/notes.txt").write_text("somebody's")
+    book = read_book(lab.dir)
+    write_json(lab.dir/study.BOOK, book | {"1_slow": book["1_slow"] | {"files": [*book["1_slow"]["files"], "half.txt"]}})
     stages = find_stages(lab.stages)
     run = study.Run(load_profile(tmp_path/"t.yaml", stages), stages, lab.dir)
     study.execute, kept = lambda *a: None, study.execute
     try: run.start(stages[1])
     finally: study.execute = kept
     assert not (lab.dir/"1_slow/half.txt").exists()                   # other parameters start clean
+    assert (lab.dir/"1_slow/notes.txt").exists() and "notes.txt" not in read_book(lab.dir)["1_slow"]["files"]
 
 
 def test_kernel_ends_with_its_study(tmp_path):
@@ -145,10 +149,10 @@ def test_kernel_ends_with_its_study(tmp_path):
         if (lab.dir/"pid").exists() and (lab.dir/"pid").read_text(): break
         time.sleep(0.1)
     kernel = int((lab.dir/"pid").read_text())
-    with pytest.raises(ConfigError, match="another study"), locked(lab.dir, wait=0): pass
+    with pytest.raises(ConfigError, match="another study"), hold(lab.dir, wait=0): pass
     child.kill()
     child.wait()
-    with locked(lab.dir, wait=20): pass                               # free as soon as the kernel is gone, not before
+    with hold(lab.dir, wait=20): pass                               # free as soon as the kernel is gone, not before
     for _ in range(50):
         if not Path(f"/proc/{kernel}").exists() or "Z" in Path(f"/proc/{kernel}/stat").read_text().split(")")[-1]: break
         time.sleep(0.1)
@@ -341,7 +345,7 @@ def test_status_of_failed_interrupted_and_killed_stages(tmp_path, capsys):
         said = child.communicate()[1]
         assert states(lab)["1_odd"][0] == state and ("files" in read_book(lab.dir)["1_odd"]) == (sign == signal.SIGINT)
         assert (sign == signal.SIGKILL) or "interrupted; give the same command again" in said and child.returncode == 130
-    with locked(lab.dir): assert not (lab.dir/"1_odd/manifest.json").exists()   # waits for the kernel of the killed study
+    with hold(lab.dir): assert not (lab.dir/"1_odd/manifest.json").exists()   # waits for the kernel of the killed study
     study.main(["clean", *lab.argv("--yes")])
     assert not lab.dir.exists()                                       # what a killed stage wrote is known by its .key
 
@@ -387,7 +391,7 @@ def test_a_killed_cleaning_is_not_resumed_from(lab, capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt): study.remove_waste(waste)
     monkeypatch.undo()
     assert (lab.dir/"0_make/.key").read_text() == "emptying" and not (lab.dir/"0_make/manifest.json").exists()
-    assert lab.ran(capsys, only=["make"]) == ["0_make"] and not (lab.dir/"0_make/half.txt").exists()
+    assert lab.ran(capsys, only=["make"]) == ["0_make"] and (lab.dir/"0_make/half.txt").exists() # it was never the study's
 
 
 def test_stale_stages_of_one_variant_make_others_stale(lab, capsys):
