@@ -302,7 +302,8 @@ def open_image(
     "Open and decode an image as RGB; a missing or damaged one is an `ImageError` with its path"
     try:
         with Image.open(path) as im:
-            im = _eight_bits(ImageOps.exif_transpose(im))
+            ImageOps.exif_transpose(im, in_place=True)
+            im = _eight_bits(im)
             if im.has_transparency_data:
                 im = im.convert("RGBA")
                 im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)

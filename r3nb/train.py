@@ -46,7 +46,7 @@ from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir
     read_json, read_records, resolve_image, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
 from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
-from .evidence import EvidenceStore, Grid, fill, one_thread
+from .evidence import EvidenceStore, Grid, fill, keep_memory, one_thread
 from .hardware import check_hardware
 from .indices import EvidenceIndex, encode_queries, open_info
 from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, make_examples, resolve_backbone, to_device, weights_sha256
@@ -295,7 +295,9 @@ def evidence(self: TrainSet, positions: list[int], records: list, damaged: list,
 @patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
-    if get_worker_info() is not None: signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
+    if get_worker_info() is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
+        keep_memory()
     with one_thread(): return self.examples(positions)
 
 @patch
