@@ -586,7 +586,7 @@ def open_image(
         with Image.open(path) as im:
             if im.format == "TIFF" and (page or not _is_page(im)): im.seek(page := _page_frames(im)[page])
             if deep := _depth(im, path): im = _deep_colours(im, path, page, deep) if im.mode in _COLOURS else _eight_bits(im, deep)
-            im = ImageOps.exif_transpose(im)
+            ImageOps.exif_transpose(im, in_place=True)
             if im.has_transparency_data:
                 im = im.convert("RGBA")
                 im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)

@@ -26,7 +26,7 @@ import httpx2
 from fastcore.basics import patch
 from PIL import Image
 
-from .core import ConfigError, DataError, ImageError, R3Error, from_dict, read_json, read_jsonl, secret, write_json, write_jsonl
+from .core import ConfigError, DataError, ImageError, R3Error, read_json, read_jsonl, secret, write_json, write_jsonl
 
 # %% ../nbs/08_endpoint.ipynb #c006
 @dataclass

@@ -48,6 +48,7 @@ from transformers.utils import ModelOutput
 from .backends import SEAL, Stored, check_seal, write_tensors
 from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, resolve_image, rng,
     sha256_file, sha256_text, write_json)
+from .encoders import GAP, LARGE
 from .indices import CHANNELS, encode_queries, retrieve
 from .room import check_attention, check_load, read_device_map
 
@@ -289,7 +290,8 @@ def text_signals(text: str)->list[float]: # 9 numbers near [0, 1]
 
 def image_signals(image)->list[float]: # 7 numbers near [0, 1]
     "What the damaged picture shows about its damage."
-    grey = np.asarray(image.convert("L").resize((128, 128)), dtype=np.float32) / 255
+    gap = GAP if max(image.size) > LARGE else None # as for the image encoder
+    grey = np.asarray(image.convert("L").resize((128, 128), reducing_gap=gap), dtype=np.float32) / 255
     step = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     blocks = step[:120, :120].reshape(8, 15, 8, 15).mean((1, 3)).ravel()
     low, mid, high = np.quantile(blocks, [.1, .5, .9])

@@ -50,7 +50,7 @@ from .core import (TMP_PREFIX, CheckpointError, ConfigError, DataError, R3Error,
     read_json, read_records, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
 from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
-from .evidence import EvidenceStore, Grid, fill, one_thread
+from .evidence import EvidenceStore, Grid, fill, keep_memory, one_thread
 from .hardware import check_hardware
 from .indices import EvidenceIndex, encode_queries, open_info
 from .metrics import score, task_metric
@@ -352,7 +352,9 @@ def handed(make, wrap=lambda e: e): # what `make()` returned, or in a worker its
 @patch
 def __getitems__(self: TrainSet, positions: list[int])->list:
     "Examples of several positions, encoded together on one thread."
-    if get_worker_info() is not None: signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
+    if get_worker_info() is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN) # a worker ends with its training process, not before
+        keep_memory()
     with one_thread(): return handed(lambda: self.examples(positions), lambda e: [e])
 
 @patch
