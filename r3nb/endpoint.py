@@ -190,6 +190,7 @@ class Reply:
     text: str # the answer
     prompt: str # the user's turn that led to it
     finish: str|None # why it ended: `stop`, `length`, or what else the endpoint says
+    shown: dict|None = None # own text and passages as they were sent
     gates: None = None # an endpoint has no gates
     confidence: None = None # and estimates no confidence
 
@@ -265,7 +266,7 @@ def prompt(self:Endpoint,
     mode, # how to answer
     case, # a `Case` of the evaluation
     found:dict|None, # evidence of each channel, or None
-)->tuple[str, Image.Image]: # the user's turn, and the picture that goes with it
+)->tuple[str, Image.Image, list]: # the user's turn, the picture that goes with it, and the pages that it quotes
     "What a local model would read and see in this mode"
     import torch
     from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages
@@ -275,7 +276,8 @@ def prompt(self:Endpoint,
         pages, scores = merge_channels(found or {}, c.config.channels)
         example, by = Example(case.record, case.seen, pages, scores, {}, None), torch.from_numpy(scores)[:, None]
         weights = rank_pages({f"{k}_{n}": v for n, s in zip(CHANNELS, by, strict=True) for k, v in (("score", s.nan_to_num()), ("in", ~s.isnan()))}, c.config)
-        return (c.fitted([example], weights, [image], None)[1][0] if self.whole else c.prompt(example, weights[0])[0]), image
+        turn, quoted = (x[0] for x in c.fitted([example], weights, [image], None)[1:3]) if self.whole else c.prompt(example, weights[0])[:2]
+        return turn, image, quoted
 
 # %% ../nbs/08_endpoint.ipynb #c035
 @patch
@@ -286,7 +288,9 @@ def ask(self:Endpoint,
 )->Reply:
     "Ask one question; the client tries again as often as it may"
     import openai
-    prompt, image = self.prompt(mode, case, found)
+
+    from r3nb.model import shown_to
+    prompt, image, quoted = self.prompt(mode, case, found)
     turn = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": prompt}]}]
     try: out = self.client.chat.completions.create(model=self.cfg.model_name, messages=turn, temperature=0, max_tokens=self.cfg.max_new_tokens)
     except openai.APIStatusError as e:
@@ -294,7 +298,7 @@ def ask(self:Endpoint,
         if stop: raise stop from e
         raise
     text = (out.choices[0].message.content or "").encode("utf-8", "replace").decode() # half a surrogate pair cannot be saved
-    return Reply(text.strip(), prompt, out.choices[0].finish_reason)
+    return Reply(text.strip(), prompt, out.choices[0].finish_reason, shown_to(prompt, quoted))
 
 # %% ../nbs/08_endpoint.ipynb #c037
 GIVE_UP = 32 # failures in a row, each after all its attempts, that mean that a server is down

@@ -618,7 +618,8 @@ def can_form(
     index: EvidenceIndex, # where to look
     mode: str, # shuffled, random or oracle
     records: list, # QARecords that are retrieved for at once
-    seed: int = 0 # for shuffled
+    seed: int = 0, # for shuffled
+    channels: tuple[str, ...] = CHANNELS # channels that are asked
 ) -> bool:
     "Is there evidence of this kind for at least one of some records?"
     partner = donors(records, seed, must=False) if mode == "shuffled" else range(len(records))
@@ -627,7 +628,7 @@ def can_form(
         rows = np.arange(len(index)) if mode != "oracle" else index.rows_stating(r.answers)
         if j < 0 or not len(rows) or rows.tolist() == [index.row_of.get(r.image_id)]: continue
         hashes = [index.query_hash(b) for b in both]
-        if any(index.allowed(c, rows, {b.image_id for b in both}, hashes).any() for c in CHANNELS): return True
+        if any(index.allowed(c, rows, {b.image_id for b in both}, hashes).any() for c in channels): return True
     return False
 
 # %% ../nbs/04_indices.ipynb #c063
