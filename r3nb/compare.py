@@ -500,7 +500,7 @@ def summarise(
     modes, main = modes_in(df)
     head = {"n_questions": int(df.sample_id.nunique()), "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "modes": modes,
             "levels": sorted(float(v) for v in drawn(df).level.unique()), "seeds": sorted(int(v) for v in df.seed.unique()),
-            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_known": int(df.esar.notna().sum()),
+            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_unknown": int(df.esar.isna().sum()),
             "predictions_sha256": sha256_file(predictions)}
     return head | tables_of(df, modes, main, n_boot)
 
@@ -583,7 +583,7 @@ def notes_of(
     "What has to be known before the numbers are read"
     out = [f"{r['mode']}: evidence of its kind exists for {r['formed']:,} of {r['questions']:,} questions; its numbers, and differences to it, are of these"
            for r in summary.get("controls", []) if r["formed"] < r["questions"]]
-    unknown = summary["n_predictions"] - summary.get("shown_known", 0)
+    unknown = summary.get("shown_unknown", summary["n_predictions"])
     if unknown: out.append(f"support, ESAR and hallucination are unknown: {unknown:,} of {summary['n_predictions']:,} rows do not say what the model was shown, as files of earlier versions; evaluate again to have them")
     return out
 
