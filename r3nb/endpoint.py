@@ -186,6 +186,7 @@ class Reply:
     text: str # the answer
     prompt: str # the user's turn that led to it
     finish: str|None # why it ended: `stop`, `length`, or what else the endpoint says
+    shown: dict|None = None # own text and passages as they were sent
     cut: list = field(default_factory=list) # what was not shown whole
     gates: None = None # an endpoint has no gates
     confidence: None = None # and estimates no confidence
@@ -262,10 +263,10 @@ def prompt(self:Endpoint,
     mode, # how to answer
     case, # a `Case` of the evaluation
     found:dict|None, # evidence of each channel, or None
-)->tuple[str, Image.Image, list]: # the user's turn, the picture that goes with it, and what is not whole
+)->tuple[str, Image.Image, dict]: # the user's turn, the picture that goes with it, and for the row what was shown and cut
     "What a local model would read and see in this mode"
     import torch
-    from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages
+    from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages, shown_to
     c = self.collator
     config = replace(self.config, **self.flags(mode))
     image = fit_picture(case.seen.image, c.manner, config.max_pixels)
@@ -275,7 +276,7 @@ def prompt(self:Endpoint,
         example, by = Example(case.record, case.seen, pages, scores, {}, None), torch.from_numpy(scores)[:, None]
         weights = rank_pages({f"{k}_{n}": v for n, s in zip(CHANNELS, by, strict=True) for k, v in (("score", s.nan_to_num()), ("in", ~s.isnan()))}, c.config)
         made = c.fitted([example], weights, [image], None)[1][0] if self.whole else replace(c.prompt(example, weights[0]), image=image)
-        return made.turn, made.image, c.cuts(case.seen.image, made)
+        return made.turn, made.image, {"shown": shown_to(made.turn, made.quoted), "cut": c.cuts(case.seen.image, made)}
 
 # %% ../nbs/08_endpoint.ipynb #c035
 @patch
@@ -286,7 +287,7 @@ def ask(self:Endpoint,
 )->Reply:
     "Ask one question; the client tries again as often as it may"
     import openai
-    prompt, image, cut = self.prompt(mode, case, found)
+    prompt, image, said = self.prompt(mode, case, found)
     turn = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": prompt}]}]
     try: out = self.client.chat.completions.create(model=self.cfg.model_name, messages=turn, temperature=0, max_tokens=self.cfg.max_new_tokens)
     except openai.APIStatusError as e:
@@ -294,7 +295,7 @@ def ask(self:Endpoint,
         if stop: raise stop from e
         raise
     text = (out.choices[0].message.content or "").encode("utf-8", "replace").decode() # half a surrogate pair cannot be saved
-    return Reply(text.strip(), prompt, out.choices[0].finish_reason, cut)
+    return Reply(text.strip(), prompt, out.choices[0].finish_reason, **said)
 
 # %% ../nbs/08_endpoint.ipynb #c037
 GIVE_UP = 32 # failures in a row, each after all its attempts, that mean that a server is down

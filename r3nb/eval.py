@@ -10,8 +10,8 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'LastPictures', 'same_pictures', 'device_of', 'weights_folder', 'checkpoints_of', 'with_dtype',
            'check_models', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row',
            'content_of', 'run_key', 'same_own', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part',
-           'only', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files', 'finish',
-           'save_case', 'save_gallery', 'page_paths', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
+           'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep', 'open_index',
+           'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
            'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
@@ -345,7 +345,7 @@ def find_evidence(
     from r3nb.model import QueryMemo
     records, seen, memo = [c.record for c in cases], [c.seen for c in cases], QueryMemo()
     for c, v in zip(cases, encode_queries(index, seen, ("image",), memo)["image"], strict=True): c.own = v
-    return {k: retrieve(index, records, seen, top_k, mode=k, seed=cases[0].seed, cache=memo) for k in kinds}
+    return {k: retrieve(index, records, seen, top_k, mode=k, seed=cases[0].seed, cache=memo, must=False) for k in kinds}
 
 # %% ../nbs/08_eval.ipynb #c027
 @dataclass
@@ -355,6 +355,7 @@ class Answer:
     prompt: str # the user's turn that led to it
     gates: list|None = None # weights of text evidence, image evidence and the page itself
     confidence: list|None = None # estimated confidence in image and text
+    shown: dict|None = None # own text and passages as they stood in the prompt, from `shown_to`; None where that is not known
     cut: list = field(default_factory=list) # what was not shown whole: `text`, `evidence`; of the picture `scaled`, `shrunk`
 
 def flags_of(
@@ -482,7 +483,7 @@ def answer(self:Readers,
     batch = R3Collator(model.processor, model.r3, pictures=self.pictures)(examples, model if learned else None, answers=False, bare=not learned)
     out = model.generate(batch, self.cfg.max_new_tokens, role="base" if mode.model == "base" else "student")
     gates, conf = (x if learned else [None] * len(cases) for x in (out.gates, out.confidence))
-    return [Answer(t, m["prompt"], g, c, m["cut"]) for t, m, g, c in zip(out.texts, batch["meta"], gates, conf, strict=True)]
+    return [Answer(t, m["prompt"], g, c, m["shown"], m["cut"]) for t, m, g, c in zip(out.texts, batch["meta"], gates, conf, strict=True)]
 
 # %% ../nbs/08_eval.ipynb #c032b
 def settled(
@@ -535,13 +536,14 @@ def make_row(
 )->dict: # one line of the predictions file
     "One prediction with its scores, as it is saved"
     r, conf = case.record, answer.confidence
-    found = [e.brief() for channel in ("text", "image") for e in (evidence or {}).get(channel, ())]
+    found = [{"image_id": e.image_id, "score": e.score, "channel": e.channel} for channel in ("text", "image") for e in (evidence or {}).get(channel, ())]
     short = lambda xs: xs and [round(x, 4) for x in xs] # beyond that, the batch's padding shows in the last digits
     own = None if conf is None else dict(zip(("vis", "text"), short(conf), strict=True)) | { "true_vis": float(case.seen.c_vis), "true_text": float(case.seen.c_text)}
     return {"sample_id": r.sample_id, "image_id": r.image_id, "dataset": r.dataset, "mode": mode.name, "damage": case.damage, "level": case.level, "seed": case.seed,
             "prompt_sha256": sha256_text(answer.prompt), "prediction": answer.text, "references": r.answers,
             "scores": score(r.dataset, answer.text, r.answers, r.meta.get("metric")) if any(map(str.strip, r.answers)) else {}, "text": case.seen.pseudo_text if mode.text else "", "evidence": found,
-            "cut": getattr(answer, "cut", []), "gates": short(answer.gates), "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}}
+            "formed": bool(found) if mode.evidence in CONTROLS else None, "shown": getattr(answer, "shown", None), "cut": getattr(answer, "cut", []),
+            "gates": short(answer.gates), "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}}
 
 META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning", "questionId", "metric") # columns kept for breakdowns, scoring and the test server
 
@@ -668,6 +670,23 @@ def only(found:dict, mode:Mode)->dict:
 
 PARTIAL, DAMAGE = "predictions.partial.jsonl", "corruption.partial.jsonl"
 
+# %% ../nbs/08_eval.ipynb #s047a
+def check_controls(
+    cfg:EvalConfig, # options of the run
+    plan:Plan, # its conditions and records
+): # the opened `EvidenceIndex`, or None when no control is asked for
+    "Refuse a control that cannot be formed for any question"
+    asked = {(m.evidence, m.off, c[2] * (m.evidence == "shuffled")): m for c, modes in plan.modes.items() for m in modes if m.evidence in CONTROLS}
+    if not asked: return None
+    from r3nb.indices import CHANNELS, can_form, no_control
+    index = open_index(cfg)
+    for (kind, off, seed), mode in asked.items():
+        channels = tuple(c for c in CHANNELS if f"{c}_retrieval" not in off)
+        if not channels: raise ConfigError(f"eval mode '{mode.name}': both channels are switched off, so there is no evidence to exchange; leave +{kind} out")
+        if any(can_form(index, kind, b, seed, channels) for b in blocks(plan.records)): continue
+        raise ConfigError(f"eval mode '{mode.name}': {no_control(kind, plan.records)}")
+    return index
+
 # %% ../nbs/08_eval.ipynb #c048a
 @dataclass
 class Team:
@@ -713,10 +732,11 @@ def answers(
     cfg:EvalConfig, # options of the run
     todo:list[Part], # what to answer
     readers=None, # an object with `answer(mode, cases, evidence)`; None opens the models
+    index=None, # an `EvidenceIndex` that is open already
 ): # yields pairs of a file's name and rows for it
     "Answer parts one after the other here, or side by side in several processes"
     if readers is not None or cfg.workers == 1:
-        index, inputs = open_index(cfg), open_inputs(cfg)
+        index, inputs = open_index(cfg) if index is None else index, open_inputs(cfg)
         readers = readers or open_readers(cfg, index)
         for part in todo: yield from answer_part(cfg, part, readers, index, inputs)
         if hasattr(readers, "close"): readers.close()
@@ -763,6 +783,7 @@ def sweep(
     cfg, us = settled(cfg), us or Team()
     if readers is None and not cfg.endpoint: check_models(cfg)
     out, plan = Path(cfg.out_dir), plan_of(cfg, eval_records(cfg))
+    index = check_controls(cfg, plan) if us.leads else None
     if us.leads:
         if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
         run_dir_fresh(out, run_key(cfg))
@@ -777,7 +798,7 @@ def sweep(
         n = sum(len(ids) for p in todo for _, ids in p.todo)
         with progress(None, "evaluate" if us.size == 1 else f"evaluate, process {us.rank + 1} of {us.size}", total=n if us.size > 1 else len(plan), quiet=not us.leads) as bar:
             if us.size == 1: bar.update(len(done))
-            for name, rows in answers(cfg, todo, readers):
+            for name, rows in answers(cfg, todo, readers, index):
                 append_rows(out/us.mine(name), rows)
                 bar.set_postfix_str(" ".join(f"{k} {v:g}" if k == "level" else f"{k} {v}" for k, v in rows[0].items() if k in ("damage", "level", "seed", "mode")), refresh=False)
                 if name == PARTIAL: bar.update(len(rows))
@@ -843,19 +864,15 @@ def save_gallery(
             for ds, r in sorted(first.items()) for level in levels_of(cfg)]
 
 # %% ../nbs/08_eval.ipynb #b086
-def page_paths(cfg:EvalConfig)->dict:
-    "Where the image of each indexed page is"
-    index = open_index(cfg)
-    return {} if index is None else dict(zip(index.docs["image_id"].to_pylist(), index.docs["image_path"].to_pylist(), strict=True))
-
-def copy_page(cfg:EvalConfig, folder:Path, e:dict, pages:dict)->dict:
-    "Save a small picture of an evidence page"
-    name = re.sub(r"\W+", "_", e["image_id"]) + ".png"
+def copy_page(cfg:EvalConfig, folder:Path, e:dict, index)->dict:
+    "Save a small picture of an evidence page, and add its text"
+    row, name = index.row_of[e["image_id"]], re.sub(r"\W+", "_", e["image_id"]) + ".png"
+    page = index.pages.read(row, row + 1)[0]
     if not (folder/name).exists():
-        im = open_image(resolve_image(cfg.image_root, pages[e["image_id"]]))
+        im = open_image(resolve_image(cfg.image_root, page["image_path"]))
         im.thumbnail((400, 400))
         with atomic_path(folder/name) as p: im.save(p, format="png")
-    return e | {"image": name}
+    return e | {"image": name, "text": page["pseudo_text"]}
 
 # %% ../nbs/08_eval.ipynb #c086
 def save_examples(
@@ -869,14 +886,14 @@ def save_examples(
     picked = pick_cases(load_predictions(path, texts=False), n)
     wanted = {damage_key(p) for p in picked}
     rows = [r for _, r in read_jsonl(path) if damage_key(r) in wanted]
-    pages, inputs = page_paths(cfg), open_inputs(cfg)
+    index, inputs = open_index(cfg), open_inputs(cfg)
     for i, p in enumerate(picked):
         case = damage([by_id[p["sample_id"]]], "drawn", p["level"], p["seed"], cfg, inputs)[0]
         answers = {r["mode"]: r for r in rows if r["sample_id"] == p["sample_id"]}
         entry = p | save_case(folder, f"case{i}", case) | {"references": case.record.answers}
         entry["answers"] = {m: {"prediction": r["prediction"], "score": r["scores"]["score"]} for m, r in answers.items()}
         shown = next((answers[m] for m in ("r3", "rag") if m in answers), None)
-        if shown: entry |= {"gates": shown["gates"], "evidence": [copy_page(cfg, folder, e, pages) for e in shown["evidence"]]}
+        if shown: entry |= {"gates": shown["gates"], "evidence": [copy_page(cfg, folder, e, index) for e in shown["evidence"]]}
         out.append(entry)
     write_json(folder/"examples.json", {"gallery": save_gallery(cfg, folder, list(by_id.values()), inputs), "cases": out})
     return folder

@@ -7,11 +7,11 @@ __all__ = ['FLOOR', 'LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS
            'PRESETS', 'leaf', 'TESTED_FAMILIES', 'ROLES', 'CARD', 'R3Sizes', 'R3Config', 'saved_config', 'SoftTokens',
            'channel_weights', 'EvidenceReader', 'PrefixEnhancer', 'VisualMemory', 'LatentImputation', 'MemoryAligner',
            'AdaptiveGate', 'ConfidenceHead', 'text_signals', 'image_signals', 'RelevanceHead', 'Reconstructed',
-           'Reconstruction', 'one_line', 'build_prompt', 'Example', 'QueryMemo', 'merge_channels', 'make_examples',
-           'supports', 'gate_target', 'stated_by', 'shared', 'page_signals', 'Manner', 'write_turns', 'encode_turns',
-           'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size', 'fit_picture',
-           'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages', 'evenly',
-           'picture_sizes', 'foresee', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id',
+           'Reconstruction', 'one_line', 'build_prompt', 'shown_to', 'Example', 'QueryMemo', 'merge_channels',
+           'make_examples', 'supports', 'gate_target', 'stated_by', 'shared', 'page_signals', 'Manner', 'write_turns',
+           'encode_turns', 'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size',
+           'fit_picture', 'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages',
+           'evenly', 'picture_sizes', 'foresee', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id',
            'runs_on', 'R3Model', 'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'beside',
            'add_lora', 'four_bits', 'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask',
            'narrow_shapes', 'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights', 'saved_dtype']
@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -386,6 +386,16 @@ def build_prompt(
     lines = [f"Text: {one_line(text)}"] if text.strip() else []
     lines += [f"Evidence: {one_line(e)}" for e in evidence if e.strip()]
     return soft + "\n".join([*lines, f"Question: {one_line(question)}{suffix}"])
+
+def shown_to(
+    prompt: str, # from `build_prompt`
+    quoted: list # the pages that it quotes, in this order
+)->dict: # own text and passages, as they were cut; a passage has image_id, channel and text
+    "Read back out of a prompt what text it shows."
+    lines = re.sub(rf"^(?:{'|'.join(map(re.escape, PLACEHOLDERS))})*", "", prompt).split("\n")
+    own = lines.pop(0).removeprefix("Text: ") if lines[0].startswith("Text: ") else ""
+    passages = [line.removeprefix("Evidence: ") for line in takewhile(lambda line: line.startswith("Evidence: "), lines)]
+    return {"text": own, "passages": [{"image_id": e.image_id, "channel": e.channel, "text": t} for e, t in zip(quoted, passages, strict=True)]}
 
 # %% ../nbs/05_model.ipynb #c051
 @dataclass
@@ -871,8 +881,9 @@ def __call__(self: R3Collator,
 @patch
 def meta(self: R3Collator, example: Example, made: Written)->dict:
     "What a log or a prediction should say about a sample of the batch."
-    brief = [{"image_id": e.image_id, "score": float(e.score), "channel": e.channel, "text": e.text} for e in made.quoted]
-    return {"sample_id": example.record.sample_id, "prompt": made.turn, "prompt_sha256": sha256_text(made.turn), "evidence": brief, "cut": self.cuts(example.corrupted.image, made)}
+    brief = [{"image_id": e.image_id, "score": float(e.score), "channel": e.channel} for e in made.quoted]
+    return {"sample_id": example.record.sample_id, "prompt": made.turn, "prompt_sha256": sha256_text(made.turn), "evidence": brief,
+            "shown": shown_to(made.turn, made.quoted), "cut": self.cuts(example.corrupted.image, made)}
 
 @patch
 def cuts(self: R3Collator, image, made: Written)->list[str]: # image: as it was before

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'SMALL', 'FORMS', 'SOURCES', 'keep', 'box', 'arrow', 'headline', 'overview_figure', 'modules',
            'forms_figure', 'hallucination_figure', 'invented', 'gate_map_figure', 'map_figure', 'evidence_figure',
-           'measure_cost', 'cost_md', 'lead', 'behind', 'gate_words', 'captions', 'StoryConfig', 'draw_story', 'main']
+           'measure_cost', 'cost_md', 'lead', 'behind', 'gate_words', 'counted', 'captions', 'StoryConfig',
+           'draw_story', 'main']
 
 # %% ../nbs/09_paper.ipynb #c002
 import textwrap
@@ -118,13 +119,14 @@ def forms_figure(
     return fig
 
 # %% ../nbs/09_paper.ipynb #c017
-def hallucination_figure(summary:dict): # a figure
-    "Share of answers that are wrong and stand nowhere"
+def hallucination_figure(summary:dict): # a figure, or None when it is not known what was shown
+    "Share of answers that are wrong and were shown nowhere"
+    if not any("invented" in r for r in summary["scores"]): return None
     return forms_figure(summary, column="invented", ylabel="invented answers")
 
 def invented(summary:dict, mode:str, level:float)->float|None: # from 0 to 1, None when it was not run
     "Share of invented answers over all questions"
-    return next((r["invented"] for r in summary["scores"] if (r["mode"], r["level"], r["dataset"]) == (mode, level, "all")), None)
+    return next((r.get("invented") for r in summary["scores"] if (r["mode"], r["level"], r["dataset"]) == (mode, level, "all")), None)
 
 # %% ../nbs/09_paper.ipynb #c020
 SOURCES = {"g_text": "text evidence", "g_image": "image evidence", "g_self": "own page"}
@@ -243,6 +245,11 @@ def gate_words(s:dict)->str:
     moves = "; ".join(f"{title} {first[c]:.2f} to {last[c]:.2f}" for c, title in SOURCES.items())
     return f"Mean gate weights by evidence (rows) and damage. R3 from λ = {min(at):g} to {max(at):g}: {moves}."
 
+def counted(s:dict)->str:
+    "How inventions were counted in these results"
+    if "esar" in s: return "Answers that are wrong and stand in no text that the model was shown: neither in its own text as it was cut, nor in a quoted passage. base is shown no text, so these are all its wrong answers."
+    return "To be corrected: answers that are wrong and stand neither on the page nor in the evidence, counted on whole pages, of which the prompt held a part."
+
 def captions(
     summary:dict, # pooled results, or the summary of a run
 )->dict: # name of a figure -> its caption
@@ -256,7 +263,7 @@ def captions(
     return {
         "overview": f"R3: what is left of a damaged page finds other pages by text and by image (top {c.top_k} each); small modules estimate confidence, leave out pages that do not help, weigh the sources, and add {sum(c.n_soft)} soft tokens; the frozen backbone with LoRA answers.",
         "robustness": f"Score against damage for three forms of questions, with 95% bands that resample pages ({behind(s)}). Pooled, at λ = {middle:g}, R3 differs by {lead(s, 'rag', middle)} and by {lead(s, 'base+text', middle)}.",
-        "hallucination": f"Answers that are wrong and stand neither on the page nor in the evidence. At λ = {worst:g}: {made_up} ({behind(s)}).",
+        "hallucination": f"{counted(s)} At λ = {worst:g}: {made_up} ({behind(s)}).",
         "ablations": f"Points lost without each part. {len(sure)} of {len(lost)} survive Holm's correction, led by {', '.join(map(part, sure[:3])) or 'none'}." if lost else "No ablation was run.",
         "gate_map": gate_words(s),
         "gallery": "One page of each form at growing damage λ, above the map of its measured confidence (local similarity to the clean page; dark is lost). The numbers are the confidence in picture and text.",

@@ -50,14 +50,14 @@ def pooled_trainings(
     df = pd.concat([df.assign(seed=df.seed + 1000 * i) for i, df in enumerate(runs.values())], ignore_index=True)
     modes, main = modes_in(df)
     return {"modes": modes, "main": main, "levels": sorted(map(float, drawn(df).level.unique())), "n_questions": int(df.sample_id.nunique()),
-            "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "trainings": list(runs), "n_boot": n_boot} | tables_of(df, modes, main, n_boot)
+            "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "shown_unknown": int(df.esar.isna().sum()), "trainings": list(runs), "n_boot": n_boot} | tables_of(df, modes, main, n_boot)
 
 # %% ../nbs/09_pool.ipynb #c013
 def between_trainings(
     runs:dict[str, pd.DataFrame], # predictions of each training
 )->list[dict]: # one row per mode and level
     "How far trainings differ: the score of each, their mean and standard deviation"
-    table = pd.DataFrame({name: drawn(df).groupby(["mode", "level"]).score.mean() for name, df in runs.items()})
+    table = pd.DataFrame({name: drawn(df)[drawn(df).formed].groupby(["mode", "level"]).score.mean() for name, df in runs.items()})
     return [{"mode": mode, "level": float(level), "scores": list(map(float, row)), "mean": float(row.mean()), "sd": float(row.std(ddof=1)) if len(row) > 1 else None}
             for (mode, level), row in table.iterrows()]
 
@@ -73,7 +73,7 @@ def gains_by_training(
         for a, b in pairs:
             one, two = df[df["mode"] == a], df[df["mode"] == b]
             out += [{"training": name, "a": a, "b": b, "level": float(v)} | interval(one[one.level == v], two[two.level == v], n_boot)
-                    for v in sorted(set(one.level) & set(two.level))]
+                    for v in sorted(set(one[one.formed].level) & set(two[two.formed].level))]
     return out
 
 # %% ../nbs/09_pool.ipynb #c016
@@ -90,7 +90,7 @@ def world_table(
         df = drawn(load_predictions(predictions_of(study, name)))
         pairs = [p for p in WORTH if set(p) <= set(df["mode"])]
         config = read_json(Path(study)/name/"0_world/manifest.json")["config"]
-        scores = df.groupby(["mode", "level"]).score.mean()
+        scores = df[df.formed].groupby(["mode", "level"]).score.mean()
         out.append({"variant": name, "redundancy": float(config["redundancy"]), "scores": [{"mode": m, "level": float(v), "score": float(s)} for (m, v), s in scores.items()],
                     "gains": [{k: v for k, v in r.items() if k != "training"} for r in gains_by_training({name: df}, pairs, n_boot)]})
     return sorted(out, key=lambda w: w["redundancy"])
@@ -127,7 +127,7 @@ def source_table(
     b, out = b[b.seed.isin(set(a.seed))], []
     for (mode, level), one in a.groupby(["mode", "level"]):
         two = b[(b["mode"] == mode) & (b.level == level)]
-        if level and len(two): out.append({"mode": mode, "level": float(level), "reocr": float(one.score.mean()), "simulated": float(two.score.mean()), **interval(one, two, n_boot)})
+        if level and two.formed.any(): out.append({"mode": mode, "level": float(level), "reocr": float(one[one.formed].score.mean()), "simulated": float(two[two.formed].score.mean()), **interval(one, two, n_boot)})
     return out
 
 # %% ../nbs/09_pool.ipynb #c022

@@ -22,7 +22,8 @@ def row(i, mode, level, seed, rate, **kw):
     ds = ("screenqa", "chartqa", "infovqa")[i//3 % 3]
     word = "red" if rng("compare", i, level, seed).random() < start - slope*level else "blue"
     return {"sample_id": f"s{i}", "image_id": f"im{i//3}", "dataset": ds, "mode": mode, "level": level, "seed": seed, "prompt_sha256": "", "prediction": word,
-            "references": ["red"], "scores": score(ds, word, ["red"]), "text": "a red page", "evidence": [], "gates": None, "confidence": None, "meta": {}} | kw
+            "references": ["red"], "scores": score(ds, word, ["red"]), "text": "a red page", "evidence": [],
+            "shown": {"text": "a red page", "passages": []}, "gates": None, "confidence": None, "meta": {}} | kw
 
 
 def rows(rates=RATE, n=60, levels=(0.0, .6), seeds=(0, 1)):
@@ -83,10 +84,11 @@ def test_some_without_scores_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"1 of 540 answers have no score"): load_predictions(write_jsonl(tmp_path/"p.jsonl", mixed))
 
 
-def test_support_and_hallucination_look_at_text_and_evidence(tmp_path):
-    base = row(0, "rag", 0.0, 0, (1, 0), text="nothing here", evidence=[{"text": "a red page"}], prediction="green", scores={"score": 0.0})
-    df = load_predictions(write_jsonl(tmp_path/"p.jsonl", [base, base | {"sample_id": "b", "evidence": []}, base | {"sample_id": "c", "prediction": "here"}]))
-    assert list(df.support) == [1, 0, 1] and list(df.invented) == [1, 1, 0]
+def test_support_and_hallucination_look_at_what_was_shown(tmp_path):
+    shown = lambda own, *passages: {"text": own, "passages": [{"image_id": f"e{i}", "channel": "text", "text": t} for i, t in enumerate(passages)]}
+    base = row(0, "rag", 0.0, 0, (1, 0), shown=shown("nothing here", "a red page"), prediction="green", scores={"score": 0.0})
+    df = load_predictions(write_jsonl(tmp_path/"p.jsonl", [base, base | {"sample_id": "b", "shown": shown("nothing here")}, base | {"sample_id": "c", "prediction": "here"}]))
+    assert list(df.support) == [1, 0, 1] and list(df.invented) == [1, 1, 0] and list(df.misread) == [0, 0, 1] and list(df.esar) == [0, 0, 1]
 
 
 def test_a_file_of_another_program(tmp_path):

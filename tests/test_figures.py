@@ -29,7 +29,7 @@ def predictions(path, rates, flat=(), n=150):
                 s = 1 if mode in flat and not sibling else slope
                 word, ds = "red" if luck < start - s*level else "blue", ("screenqa", "chartqa", "infovqa")[i//3 % 3]
                 rows.append({"sample_id": f"s{i}", "image_id": f"im{i//3}", "dataset": ds, "mode": mode, "level": level, "seed": 0, "prompt_sha256": "", "prediction": word,
-                             "references": ["red"], "scores": score(ds, word, ["red"]), "text": "", "evidence": [], "gates": [.3, .3, .4] if mode[:2] == "r3" else None,
+                             "references": ["red"], "scores": score(ds, word, ["red"]), "text": "", "evidence": [], "shown": {"text": "red page", "passages": []}, "gates": [.3, .3, .4] if mode[:2] == "r3" else None,
                              "confidence": {"vis": .5, "text": .5, "true_vis": 1 - level, "true_text": 1.0} if mode[:2] == "r3" else None,
                              "meta": {"kind": "visual", "has_sibling": sibling}})
     return summarise(write_jsonl(path, rows), 300)
@@ -120,7 +120,7 @@ def test_report_from_saved_files(folder, tmp_path):
 def test_report_of_a_poor_run(tmp_path, folder):
     "One mode, one level, no meta, no gates: what is missing is left out and said"
     rows = [{"sample_id": f"s{i}", "image_id": f"im{i}", "dataset": "chartqa", "mode": "base", "level": 0.0, "seed": 0, "prompt_sha256": "", "prediction": "1", "references": ["1"],
-             "scores": score("chartqa", "1", ["1"]), "text": "", "evidence": [], "gates": None, "confidence": None, "meta": {}} for i in range(3)]
+             "scores": score("chartqa", "1", ["1"]), "text": "", "evidence": [], "shown": {"text": "red page", "passages": []}, "gates": None, "confidence": None, "meta": {}} for i in range(3)]
     write_json(folder/"summary.json", summarise(write_jsonl(tmp_path/"p.jsonl", rows), 50))
     files = write_report(ReportConfig(str(folder), str(tmp_path/"out")))
     assert "ablations" not in files and "gates" not in files
