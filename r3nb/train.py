@@ -985,7 +985,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
     step = int(last.name.removeprefix("step_")) if last else 0
     if step < cfg.max_steps:
         first(lambda: tidy(cfg, step))
-        if rank() == 0: print(*filter(None, [*trainer.remarks, foresee(trainer.collator, trainer.train_dataset.records, cfg.image_root)]), sep="\n")
+        if rank() == 0: print(*filter(None, [*trainer.remarks, foresee(trainer.collator, trainer.train_dataset.records, cfg.image_root)]), sep="\n", flush=True)
         trainer.last_log = step
         for reporter in reporters(cfg, step, rank() == 0): trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
