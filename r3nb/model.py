@@ -51,8 +51,10 @@ from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error,
     sha256_file, sha256_text, write_json)
 from .indices import CHANNELS, encode_queries, retrieve
 
-# %% ../nbs/05_model.ipynb #c008
+# %% ../nbs/05_model.ipynb #p007a
 FLOOR = 65_536 # pixels of the smallest picture that a limit may ask for: 64 tokens of Qwen3-VL, the least that its processor makes
+
+# %% ../nbs/05_model.ipynb #c008
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 @dataclass
