@@ -163,17 +163,17 @@ def open_collator(
     cfg, # options of the run
 )->tuple: # an `R3Collator`, and a key of `COUNTED`
     "The writer of prompts, with the budgets of the checkpoint and what is known of the model"
-    from r3nb.model import PLACEHOLDERS, REFUSALS, Manner, R3Collator, R3Config, saved_config
-    config, anything = saved_config(cfg.checkpoint_dir) if cfg.checkpoint_dir else R3Config(), Manner(ratio=2**31, least=1) # the server writes the chat template, and may take any shape
+    from r3nb.model import ANY_SHAPE, PLACEHOLDERS, REFUSALS, R3Collator, R3Config, saved_config
+    config = saved_config(cfg.checkpoint_dir) if cfg.checkpoint_dir else R3Config()
     folder = tokenizer_folder(cfg)
     if folder is None:
-        out = R3Collator(SimpleNamespace(tokenizer=Pieces(), manner=anything), config)
+        out = R3Collator(SimpleNamespace(tokenizer=Pieces(), manner=ANY_SHAPE), config)
         out.special = MARKS
         return out, None
     from transformers import AutoProcessor, AutoTokenizer
     whole, local = any((folder/n).is_file() for n in ("processor_config.json", "preprocessor_config.json")), {"trust_remote_code": False, "local_files_only": True}
     try:
-        source = AutoProcessor.from_pretrained(folder, **local) if whole else SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder, **local), manner=anything)
+        source = AutoProcessor.from_pretrained(folder, **local) if whole else SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder, **local), manner=ANY_SHAPE)
         source.tokenizer.add_tokens(list(PLACEHOLDERS), special_tokens=True)
         return R3Collator(source, config), whole
     except (OSError, ImportError, ConfigError, *REFUSALS) as e:

@@ -91,11 +91,11 @@ def plain_prompts(
     max_pixels:int=2_097_152, # largest picture, 0 for no limit
 )->dict: # prompt by column, and the picture where it is scaled
     "The prompts of a question, with all of the page's text"
-    from r3nb.model import Manner, build_prompt, fit_picture
+    from r3nb.model import ANY_SHAPE, build_prompt, fit_picture
     out = {PROMPTS[m]: build_prompt(s.question, s.text if MODES[m][1] else "") for m in modes}
     w, h = PIL.Image.open(io.BytesIO(s.image)).size
     if not max_pixels or w * h <= max_pixels: return out
-    return out | {"image": png_bytes(fit_picture(open_picture(s.image), Manner(ratio=2**31, least=1), max_pixels))} # no white: who reads it is not known
+    return out | {"image": png_bytes(fit_picture(open_picture(s.image), ANY_SHAPE, max_pixels))} # no white: who reads it is not known
 
 # %% ../nbs/13_interchange.ipynb #c018
 def collated_prompts(

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS', 'GATE_FLOOR', 'RATIOS', 'LEAST', 'REFUSALS',
-           'PRESETS', 'leaf', 'TESTED_FAMILIES', 'ROLES', 'CARD', 'R3Sizes', 'R3Config', 'saved_config', 'SoftTokens',
-           'channel_weights', 'EvidenceReader', 'PrefixEnhancer', 'VisualMemory', 'LatentImputation', 'MemoryAligner',
-           'AdaptiveGate', 'ConfidenceHead', 'text_signals', 'image_signals', 'RelevanceHead', 'Reconstructed',
-           'Reconstruction', 'one_line', 'build_prompt', 'shown_to', 'Example', 'QueryMemo', 'merge_channels',
-           'make_examples', 'supports', 'gate_target', 'stated_by', 'shared', 'page_signals', 'Manner', 'write_turns',
-           'encode_turns', 'read_ends', 'try_picture', 'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size',
-           'fit_picture', 'Pictures', 'widest_ratio', 'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages',
-           'evenly', 'picture_sizes', 'foresee', 'weights_sha256', 'resolve_backbone', 'add_placeholders', 'neutral_id',
-           'runs_on', 'R3Model', 'language_layers', 'vision_layers', 'layer_pattern', 'lora_pattern', 'beside',
-           'add_lora', 'four_bits', 'open_backbone', 'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask',
-           'narrow_shapes', 'compare_logits', 'check_backbone', 'CheckConfig', 'main', 'check_weights', 'saved_dtype']
+           'ANY_SHAPE', 'PRESETS', 'leaf', 'TESTED_FAMILIES', 'ROLES', 'PAGE', 'CARD', 'R3Sizes', 'R3Config',
+           'saved_config', 'SoftTokens', 'channel_weights', 'EvidenceReader', 'PrefixEnhancer', 'VisualMemory',
+           'LatentImputation', 'MemoryAligner', 'AdaptiveGate', 'ConfidenceHead', 'text_signals', 'image_signals',
+           'RelevanceHead', 'Reconstructed', 'Reconstruction', 'one_line', 'build_prompt', 'shown_to', 'Example',
+           'QueryMemo', 'merge_channels', 'make_examples', 'supports', 'gate_target', 'stated_by', 'shared',
+           'page_signals', 'Manner', 'write_turns', 'encode_turns', 'read_ends', 'try_picture', 'per_token_inputs',
+           'grown_value', 'scaled_size', 'shown_size', 'fit_picture', 'Pictures', 'widest_ratio', 'read_manner',
+           'R3Collator', 'signals', 'Written', 'rank_pages', 'evenly', 'picture_sizes', 'foresee', 'weights_sha256',
+           'resolve_backbone', 'add_placeholders', 'neutral_id', 'runs_on', 'R3Model', 'language_layers',
+           'vision_layers', 'layer_pattern', 'lora_pattern', 'beside', 'add_lora', 'four_bits', 'open_backbone',
+           'R3Output', 'Generated', 'to_device', 'check_inputs', 'keeps_mask', 'narrow_shapes', 'compare_logits',
+           'check_backbone', 'CheckConfig', 'main', 'check_weights', 'saved_dtype']
 
 # %% ../nbs/05_model.ipynb #c003
 import copy
@@ -52,8 +53,10 @@ from .encoders import GAP, LARGE
 from .indices import CHANNELS, encode_queries, retrieve
 from .room import check_attention, check_load, read_device_map
 
-# %% ../nbs/05_model.ipynb #c008
+# %% ../nbs/05_model.ipynb #p007a
 FLOOR = 65_536 # pixels of the smallest picture that a limit may ask for: 64 tokens of Qwen3-VL, the least that its processor makes
+
+# %% ../nbs/05_model.ipynb #c008
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 @dataclass
@@ -616,6 +619,8 @@ def fit_picture(image, manner: Manner, max_pixels: int = 0): # the same picture,
     return out
 
 # %% ../nbs/05_model.ipynb #p058q
+ANY_SHAPE = Manner(ratio=2**31, least=1) # of a processor that takes every picture, or is not known
+
 class Pictures:
     "Fits pictures, and remembers those of the last batch."
     def __init__(self): self.known = {}
@@ -1432,25 +1437,31 @@ def check_backbone(model: R3Model)->dict[str, float]: # test -> the largest diff
     if model.config.model_type not in TESTED_FAMILIES: narrow_shapes(model)
     return got
 
+# %% ../nbs/05_model.ipynb #p105o
+PAGE = 2000, 6500 # a large infographic
+
 @dataclass
 class CheckConfig:
     "Check whether a vision-language model can be a backbone, and say how it will be used."
     model_name: str # folder or model id of an AutoModelForImageTextToText
     dtype: Literal["float32", "float16", "bfloat16"] = "float32" # precision to check in
+    max_pixels: int = R3Config.max_pixels # largest picture that it will see, 0 for no limit
 
 @console
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_check`."
     cfg = parse_cli(CheckConfig, argv, prog="r3nb_check")
     check_load(resolve_backbone(cfg.model_name), cfg.dtype)
-    model = R3Model.from_pretrained(cfg.model_name, None, cfg.dtype)
+    model = R3Model.from_pretrained(cfg.model_name, R3Config(max_pixels=cfg.max_pixels), cfg.dtype)
     got, m = check_backbone(model), model.processor.manner
     lora = [n.split(".")[-2] for n, _ in model.base.named_modules() if n.endswith(".lora_A")]
     mask = "at the answer only" if got.pop("logits at a mask") else "at every position, because the model takes no mask"
+    shown, tokens = fit_picture(Image.new("RGB", PAGE), m, cfg.max_pixels).size, R3Collator(model.processor, model.r3).picture_tokens(PAGE)
     print(f"{cfg.model_name} can be used as a backbone (family {model.config.model_type})\n"
           f"LoRA goes into {len(lora)} layers of {language_layers(model.base)[0]}: {', '.join(sorted(set(lora)))}\n"
           f"an answer ends with {m.end!r}; logits are computed {mask}\n"
           f"pictures are padded to at least {m.least} pixels a side and to sides that differ by a factor of {m.ratio} at most\n"
+          f"a page of {PAGE[0]} x {PAGE[1]} pixels is shown as {shown[0]} x {shown[1]} and makes a prompt of {tokens:,} tokens without a question (max_pixels {cfg.max_pixels})\n"
           "largest differences of logits: " + ", ".join(f"{k} {v:.1e}" for k, v in got.items()))
 
 # %% ../nbs/05_model.ipynb #c107

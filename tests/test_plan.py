@@ -166,7 +166,7 @@ def test_rows_add_up_and_commands_are_training_s(big):
         assert all(w[2:].removeprefix("no_") in known for w in words if w.startswith("--"))
         if "--fp16" not in words: continue # the same words but for the flags that differ
         cfg = training_options(tuple(words))
-        assert (cfg.model_name, cfg.use_lora, cfg.load_in_4bit, cfg.max_tokens, cfg.grad_accum) == (BIG, r["method"] != "full", r["method"] == "QLoRA", 2048, 4)
+        assert (cfg.model_name, cfg.use_lora, cfg.load_in_4bit, cfg.max_tokens, cfg.grad_accum) == (BIG, r["method"] != "full", r["method"] == "QLoRA", 4096, 4)
         assert (cfg.lora_r, cfg.bottleneck) == (8 if r["method"] == "full" else 16, 512) and cfg.fp16 != cfg.bf16
 
 
@@ -398,7 +398,7 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--gpus", "8xV100"], "comes with 16 or 32 GB"), (["--gpus", "many"], "no GPU of the kind"), (["--gpus", "8x32"], "expected COUNTxKIND-MEMORY"), (["--max_tokens", "0"], "max_tokens is 0"), (["--image_tokens", "2048"], "image_tokens is 2048"), (["--bottleneck", "63"], "multiple"),
+    (["--gpus", "8xV100"], "comes with 16 or 32 GB"), (["--gpus", "many"], "no GPU of the kind"), (["--gpus", "8x32"], "expected COUNTxKIND-MEMORY"), (["--max_tokens", "0"], "max_tokens is 0"), (["--image_tokens", "4096"], "image_tokens is 4096"), (["--max_pixels", "-1"], "max_pixels is -1"), (["--bottleneck", "63"], "multiple"),
     (["--lora_targets", "q_porj"], "did you mean 'q_proj'")])
 def test_wrong_options(words, said, capsys):
     with pytest.raises(SystemExit) as e: plan.main(["--model_name", str(backbone_dir()), *words])
