@@ -46,7 +46,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .words import called, hint
+from .words import called, hint, told
 
 # %% ../nbs/00_core.ipynb #c006
 class R3Error(Exception):
@@ -678,7 +678,7 @@ def parse_cli(
     words = ["--" + w[2:].partition("=")[0].replace("-", "_") + "".join(w.partition("=")[1:]) if w.startswith("--") else w for w in (sys.argv[1:] if argv is None else argv)]
     words = _spoken(words, {n for n, kind in hints.items() if kind is bool})
     names, strangers = [f.name for f in shown], _strangers(words, ap)
-    _refuse(strangers if rest is None else [w for w in strangers if called(w, names)], names, ap)
+    _refuse(strangers if rest is None else [w for w in strangers if told(w, names)], names, ap)
     known, others = ap.parse_known_args(words)
     if rest is None: _refuse_loose(others, names, ap); return from_dict(cls, vars(known), "command line")
     return from_dict(cls, vars(known) | {rest: _others(others, ap)}, "command line")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAME', 'SAID', 'A_WEIGHT', 'NO_WEIGHT', 'HOMES', 'BY_NAME', 'BY_SENTENCE', 'plain', 'joined', 'lookup', 'slip',
-           'alike', 'close_name', 'called', 'elsewhere', 'hint']
+           'alike', 'close_name', 'called', 'elsewhere', 'told', 'hint']
 
 # %% ../nbs/00_words.ipynb #w002
 import re
@@ -197,14 +197,20 @@ def elsewhere(
     names = [plain(word), *(n for row in BY_NAME.get(joined(word), []) for n in row.split())]
     return next((f"it is {'' if n == plain(word) else n + ', '}an option of {home}" for n in names for home, own in HOMES.items() if n in own.split()), "")
 
+def told(
+    word:str, # an unknown name
+    known:Iterable[str], # names that exist
+)->str: # empty when the tables do not know it
+    "What the tables say, which is certain"
+    if name := called(word, known): return f"it is called {name} here"
+    if said := BY_SENTENCE.get(joined(word)): return said[0]
+    return NO_WEIGHT if re.fullmatch(A_WEIGHT, plain(word)) and not elsewhere(word) else ""
+
 def hint(
     word:str, # an unknown name
     known:Iterable[str], # names that exist
-    mark:str="", # written before a name, such as two dashes
 )->str: # empty when nothing is known
     "What somebody should know who used a name that does not exist here"
     known = list(known)
-    if name := called(word, known): return f"it is called {mark}{name} here"
-    if said := BY_SENTENCE.get(joined(word)): return said[0]
-    if name := close_name(word, known): return f"did you mean '{mark}{name}'?"
-    return elsewhere(word) or (NO_WEIGHT if re.fullmatch(A_WEIGHT, plain(word)) else "")
+    near = close_name(word, known)
+    return told(word, known) or (f"did you mean '{near}'?" if near else elsewhere(word))
