@@ -1739,4 +1739,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.words.joined': ('words.html#joined', 'r3nb/words.py'),
                             'r3nb.words.lookup': ('words.html#lookup', 'r3nb/words.py'),
                             'r3nb.words.plain': ('words.html#plain', 'r3nb/words.py'),
-                            'r3nb.words.slip': ('words.html#slip', 'r3nb/words.py')}}}
+                            'r3nb.words.slip': ('words.html#slip', 'r3nb/words.py'),
+                            'r3nb.words.told': ('words.html#told', 'r3nb/words.py')}}}

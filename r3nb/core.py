@@ -57,7 +57,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 from tqdm import tqdm
 
-from .words import called, hint
+from .words import called, hint, told
 
 # %% ../nbs/00_core.ipynb #c006
 class R3Error(Exception):
@@ -986,7 +986,7 @@ def parse_cli(
         raise ConfigError(f"'{printable(bad[0])}': this option holds bytes that are not UTF-8, which no result file could name; rename the file or folder")
     words = _spoken(words, {n for n, kind in hints.items() if kind is bool})
     names, strangers = [f.name for f in shown], _strangers(words, ap)
-    _refuse(strangers if rest is None else [w for w in strangers if called(w, names)], names, ap)
+    _refuse(strangers if rest is None else [w for w in strangers if told(w, names)], names, ap)
     known, others = ap.parse_known_args(words)
     if rest is None: _refuse_loose(others, names, ap); return from_dict(cls, vars(known), "command line")
     return from_dict(cls, vars(known) | {rest: _others(others, ap)}, "command line")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAME', 'SAID', 'A_WEIGHT', 'NO_WEIGHT', 'HOMES', 'BY_NAME', 'BY_SENTENCE', 'plain', 'joined', 'lookup', 'slip',
-           'alike', 'close_name', 'called', 'elsewhere', 'hint']
+           'alike', 'close_name', 'called', 'elsewhere', 'told', 'hint']
 
 # %% ../nbs/00_words.ipynb #w002
 import re
@@ -35,7 +35,7 @@ SAME = {
     "eval_every": "eval_steps eval_interval eval_freq evaluation_steps validation_steps val_steps val_every val_interval validate_every val_check_interval",
     "log_every": "logging_steps log_steps log_interval log_freq log_every_n_steps print_every print_freq",
     "val_samples max_eval_samples max_samples": "max_val_samples num_val_samples n_val_samples val_size max_eval_samples max_validation_samples eval_samples num_eval_samples",
-    "max_eval_samples max_samples limit val_samples": "num_samples n_samples max_samples subset_size sample_size val_samples max_examples num_examples limit",
+    "max_eval_samples max_samples limit": "num_samples n_samples max_samples subset_size sample_size val_samples max_examples num_examples limit",
 }
 
 # %% ../nbs/00_words.ipynb #w007
@@ -111,7 +111,6 @@ SAID = {
     "hf_token token auth_token use_auth_token": "the token is read from HF_TOKEN in the environment",
     "logging_dir log_dir tensorboard_dir": "the log goes to output_dir of r3nb_train, as history.jsonl and tensorboard",
     "overwrite force overwrite_output_dir force_overwrite overwrite_dir": "finished results are kept; name another folder",
-    "num_workers workers num_proc n_workers n_jobs": "this command works in one process",
     "wandb use_wandb wandb_project": "it is report_to of r3nb_train",
     "clip clip_model clip_path clip_dir clip_name clip_model_name clip_model_path image_model": "encoders belong to the index: image_encoder of r3nb_index",
     "sentence_model sentence_encoder text_model embedding_model minilm minilm_path sbert_model": "encoders belong to the index: text_encoder of r3nb_index",
@@ -123,7 +122,7 @@ HOMES = {
     "r3nb_train": "lr module_lr num_epochs max_steps grad_accum max_grad_norm weight_decay lr_warmup_steps warmup_steps max_corruption schedule cycles level_sampling families sampling_alpha seed save_every eval_every log_every val_samples "
                   "train_jsonl output_dir resume_from allow_previous evidence_cache use_lora lora_r lora_alpha lora_dropout lora_targets load_in_4bit freeze_vision fp16 bf16 gradient_checkpointing backend deepspeed_config fsdp_min_params "
                   "report_to n_prefix n_memory n_latent bottleneck heads trust keep tau blank distract train_mode num_workers lambda_cons lambda_conf lambda_gate lambda_ent lambda_align lambda_page ema_decay disable_teacher teacher suffix "
-                  "own_tokens evidence_tokens max_tokens context_order attn_implementation device_map",
+                  "own_tokens evidence_tokens max_tokens context_order attn_implementation device_map top_k batch_size model_name image_root",
     "r3nb_eval": "val_jsonl checkpoint_dir lora_checkpoint_dir eval_mode corruption_levels seeds damage ablation_mode ablation_levels clean_only no_pseudo_text text_damage frozen max_eval_samples sample_seed no_answers prompt_suffix "
                  "max_new_tokens dtype device n_boot rescore endpoint tokenizer concurrency confidence ocr_engine dataset_prefixes",
     "r3nb_evidence": "levels variants", "r3nb_index": "text_encoder image_encoder index_factory num_shards shard merge_shards jsonl", "r3nb_unify": "raw_dir image_prefix text_from",
@@ -198,15 +197,20 @@ def elsewhere(
     names = [plain(word), *(n for row in BY_NAME.get(joined(word), []) for n in row.split())]
     return next((f"it is {'' if n == plain(word) else n + ', '}an option of {home}" for n in names for home, own in HOMES.items() if n in own.split()), "")
 
+def told(
+    word:str, # an unknown name
+    known:Iterable[str], # names that exist
+)->str: # empty when the tables do not know it
+    "What the tables say, which is certain"
+    if name := called(word, known): return f"it is called {name} here"
+    if said := BY_SENTENCE.get(joined(word)): return said[0]
+    return NO_WEIGHT if re.fullmatch(A_WEIGHT, plain(word)) and not elsewhere(word) else ""
+
 def hint(
     word:str, # an unknown name
     known:Iterable[str], # names that exist
-    mark:str="", # written before a name, such as two dashes
 )->str: # empty when nothing is known
     "What somebody should know who used a name that does not exist here"
     known = list(known)
-    if name := called(word, known): return f"it is called {mark}{name} here"
-    if said := BY_SENTENCE.get(joined(word)): return said[0]
-    if name := close_name(word, known): return f"did you mean '{mark}{name}'?"
-    if re.fullmatch(A_WEIGHT, plain(word)): return NO_WEIGHT
-    return elsewhere(word)
+    near = close_name(word, known)
+    return told(word, known) or (f"did you mean '{near}'?" if near else elsewhere(word))
