@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,12 @@ def tell(args, clocks, whole, tokens):
         report(f"one H100 at {part:.0%} of its peak", most, "samples/s (arithmetic)", tokens=round(tokens), cores_live=math.ceil(most / rate["live"]), cores_cached=math.ceil(most / rate["cached"]))
 
 
+def ratio(name, rounds, what, pairs, goal=""):
+    "Report ours against theirs."
+    value, ours, bare = turns(pairs, rounds)
+    report(f"{name}: {what} / bare calls", value, "x", goal, ms=round(ours, 1), bare_ms=round(bare, 1))
+
+
 def turns(pairs, rounds):
     "Median ratio over rounds in which ours and theirs take turns, and the median ms of both."
     took = np.zeros((rounds, 2))
@@ -228,13 +235,14 @@ def ratios(args, folder):
         paths = [resolve_image(cfg.image_root, r.image_path) for r in some]
         pages = [open_image(p) for p in paths]
         sizes = [fit(collator, im).size for im in pages]
-        tell_ratio = lambda what, pairs, goal="", name=name: (lambda r, ours, bare: report(f"{name}: {what} / bare calls", r, "x", goal, ms=round(ours, 1), bare_ms=round(bare, 1)))(*turns(pairs, args.rounds))
+        tell_ratio = partial(ratio, name, args.rounds)
         tell_ratio("open", [(lambda p=p: open_image(p), lambda p=p: Image.open(p).convert("RGB")) for p in paths])
         tell_ratio("open and scale", [(lambda p=p: fit(collator, open_image(p)), lambda p=p, s=s: reduced(p, s)) for p, s in zip(paths, sizes, strict=True)], f"<= {GOALS['open']}")
         for family in (*IMAGE_FAMILIES, None):
             pairs = [corruption.pair(r, im, .6, family) for r, im in zip(some, pages, strict=True)]
             tell_ratio(f"damage, {family or 'drawn'}", pairs, f"<= {GOALS['damage']}")
-        square = lambda im: (lambda out: (out.thumbnail((224, 224), reducing_gap=3.0), out)[1])(im.copy())
+        side = clip.model.config.vision_config.image_size
+        square = lambda im: im.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
         tell_ratio("CLIP", [(lambda im=im: clip.encode([im]), lambda im=im: bare_clip(clip, square(im))) for im in pages])
         asked = [query_text(corruption.corrupt(r, im, .4)) for r, im in zip(some, pages, strict=True)]
         tell_ratio("MiniLM", [(lambda t=t: words.encode([t]), lambda t=t: words.model.encode([t], normalize_embeddings=True, show_progress_bar=False)) for t in asked])
@@ -243,7 +251,7 @@ def ratios(args, folder):
 def bare_clip(clip, image):
     "The calls of transformers for one picture."
     import torch
-    with torch.inference_mode(): return clip.model.get_image_features(pixel_values=clip.processor(images=[image], size={"height": 224, "width": 224}, do_center_crop=False, return_tensors="pt")["pixel_values"])
+    with torch.inference_mode(): return clip.model.get_image_features(pixel_values=clip.processor(images=[image], do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"])
 
 
 PEAK = """
