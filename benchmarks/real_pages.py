@@ -241,9 +241,7 @@ def ratios(args, folder):
         for family in (*IMAGE_FAMILIES, None):
             pairs = [corruption.pair(r, im, .6, family) for r, im in zip(some, pages, strict=True)]
             tell_ratio(f"damage, {family or 'drawn'}", pairs, f"<= {GOALS['damage']}")
-        side = clip.model.config.vision_config.image_size
-        square = lambda im: im.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        tell_ratio("CLIP", [(lambda im=im: clip.encode([im]), lambda im=im: bare_clip(clip, square(im))) for im in pages])
+        tell_ratio("CLIP", [(lambda im=im: clip.encode([im]), lambda im=im: bare_clip(clip, im)) for im in pages])
         asked = [query_text(corruption.corrupt(r, im, .4)) for r, im in zip(some, pages, strict=True)]
         tell_ratio("MiniLM", [(lambda t=t: words.encode([t]), lambda t=t: words.model.encode([t], normalize_embeddings=True, show_progress_bar=False)) for t in asked])
 
@@ -251,6 +249,8 @@ def ratios(args, folder):
 def bare_clip(clip, image):
     "The calls of transformers for one picture."
     import torch
+    from PIL import Image
+    image = image.resize((clip.model.config.vision_config.image_size,) * 2, Image.Resampling.BICUBIC, reducing_gap=3.0)
     with torch.inference_mode(): return clip.model.get_image_features(pixel_values=clip.processor(images=[image], do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"])
 
 
