@@ -4,8 +4,8 @@
     python benchmarks/corruption.py --size 1024      pictures of another size
 
 The bare side makes the same calls of OpenCV, numpy, PIL and rapidfuzz with the same parameters, which are computed beforehand: pixels out of the PIL image, the damage, the confidence map, the
-similarity of the texts, a PIL image of the result. What `corrupt` adds is its checks, its keyed generators, the draw of the families and the damage of the text. Both sides take turns and give the same
-bytes, which is asserted; times are of the processor, one thread, and ratios are medians over the rounds.
+similarity of the texts, a PIL image of the result; the checkerboard of holes lies ready. What `corrupt` adds is its checks, its keyed generators, the draw of the families and the damage of the text. Both sides take turns and give the same
+bytes, which is asserted (but for blurs so wide that they are computed on a smaller picture); times are of the processor, one thread, and ratios are medians over the rounds.
 """
 import argparse
 import math
@@ -19,7 +19,7 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
 from r3nb.core import QARecord, rng
-from r3nb.corrupt import _ORDER, _SHARE, GRID, IMAGE_FAMILIES, _hatch, _noise_field, corrupt
+from r3nb.corrupt import _ORDER, _SHARE, GRID, IMAGE_FAMILIES, WIDE, _noise_field, corrupt, working_size
 
 GOAL = 1.5
 
@@ -33,16 +33,23 @@ def noise_call(shape, sd, r):
     return lambda a: cv2.add(a, cv2.LUT(cv2.copyMakeBorder(field, 0, down, 0, right, cv2.BORDER_WRAP)[top:top + h, left:left + w], table), dtype=cv2.CV_8U)
 
 
-def hatched(a, boxes):
+def checkers(h, w):
+    "A checkerboard of the size of a picture."
+    p = max(2, round(3 * math.sqrt(h * w) / 448))
+    on = (np.arange(h)[:, None] // p + np.arange(w) // p) % 2
+    return np.where(on[..., None], np.uint8(232), np.uint8(24)).repeat(3, axis=2)
+
+
+def hatched(a, hatch, boxes):
     "Copy a checkerboard into boxes."
-    out, hatch = a.copy(), _hatch(*a.shape[:2])
+    out = a.copy()
     for box in boxes: out[box] = hatch[box]
     return out
 
 
-def kept(a, box):
+def kept(a, hatch, box):
     "A checkerboard with a part of the picture in it."
-    out = _hatch(*a.shape[:2]).copy()
+    out = hatch.copy()
     out[box] = a[box]
     return out
 
@@ -55,6 +62,7 @@ def jpeg_call(a, share):
 
 def call(family, shape, s, r):
     "The library calls of one family as a function of the pixels, every parameter known."
+    hatch = checkers(*shape) if family in ("occlusion", "crop") else None
     (h, w), unit = shape, math.sqrt(shape[0] * shape[1]) / 448
     if family == "gaussian_blur": return lambda a, sigma=(0.45 + 2.7 * s) * unit: cv2.GaussianBlur(a, (0, 0), sigma, hint=cv2.ALGO_HINT_ACCURATE)
     if family == "motion_blur":
@@ -81,11 +89,11 @@ def call(family, shape, s, r):
             y, x = int(cy * h), int(cx * w)
             dy, dx = (max(2, round(math.sqrt(0.9 * s / n * e) * side / 2)) for e, side in ((1 / aspect, h), (aspect, w)))
             boxes.append(np.s_[max(0, y - dy):y + dy, max(0, x - dx):x + dx])
-        return lambda a: hatched(a, boxes)
+        return lambda a: hatched(a, hatch, boxes)
     (ay, ax), lost = r.uniform(.2, .8, 2), 0.55 * s
     top, left = math.ceil(ay * lost * h), math.ceil(ax * lost * w)
     box = np.s_[top:max(top + 1, h - math.ceil((1 - ay) * lost * h)), left:max(left + 1, w - math.ceil((1 - ax) * lost * w))]
-    return lambda a: kept(a, box)
+    return lambda a: kept(a, hatch, box)
 
 
 def bare_map(x, y, size):
@@ -117,8 +125,16 @@ def bare(record, image, level, families):
         grid = bare_map(clean, out, size)
         return Image.fromarray(out), grid, float(grid.mean()), Levenshtein.normalized_similarity(done.pseudo_text, record.pseudo_text)
     im, grid, c_vis, c_text = run()
-    assert im.tobytes() == done.image.tobytes() and np.array_equal(grid, done.c_vis_map) and (c_vis, c_text) == (done.c_vis, done.c_text), done.families
+    same = im.tobytes() == done.image.tobytes()
+    wide = "gaussian_blur" in visual and (0.45 + 2.7 * s) * math.sqrt(w * h) / 448 >= WIDE # computed on a smaller picture
+    assert (same or wide or working_size(w, h) != (w, h)) and c_text == done.c_text, done.families
+    assert not same or (np.array_equal(grid, done.c_vis_map) and c_vis == done.c_vis), done.families
     return run
+
+
+def pair(record, image, level, families):
+    "`corrupt`, and the bare calls for the same sample."
+    return (lambda: corrupt(record, image, level, 0, families)), bare(record, image, level, families)
 
 
 def ratio(pairs, rounds):
@@ -141,9 +157,8 @@ if __name__ == "__main__":
     words = [f"word{i}" for i in range(500)]
     record = lambda i: QARecord(f"s{i}", "chartqa", "val", "i", "p", "q", "a", ["a"], " ".join(rng("words", i).choice(words, 60)))
     pages = [chart(i, (a.size, a.size)) for i in range(8)]
-    pair = lambda i, level, families: ((lambda: corrupt(record_of[i], pages[i % 8], level, 0, families)), bare(record_of[i], pages[i % 8], level, families))
     record_of = [record(i) for i in range(24)]
-    for name, pairs in ((*((f, [pair(i, .6, f) for i in range(8)]) for f in IMAGE_FAMILIES),
-                         ("drawn", [pair(i, level, None) for i in range(24) for level in (.2, .4, .6, .8)]))):
+    for name, pairs in ((*((f, [pair(record_of[i], pages[i % 8], .6, f) for i in range(8)]) for f in IMAGE_FAMILIES),
+                         ("drawn", [pair(record_of[i], pages[i % 8], level, None) for i in range(24) for level in (.2, .4, .6, .8)]))):
         r, ours, theirs = ratio(pairs, a.rounds)
         report(f"corruption {name} {a.size} px", r, "x of the bare calls", f"<= {GOAL}", ms=round(ours, 2), bare_ms=round(theirs, 2))

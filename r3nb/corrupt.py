@@ -231,7 +231,6 @@ def similarity_map(
     "Local structural similarity of two pictures on a coarse grid"
     side = lambda n: 64*min(8, max(1, round(n/64)))
     size = (side(clean.shape[1]), side(clean.shape[0]))
-    while min(clean.shape[:2]) >= 1024: clean, damaged = _halved(clean), _halved(damaged)
     if size != clean.shape[1::-1]: clean, damaged = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (clean, damaged))
     mx, my, xx, yy, xy = _block_means(clean, damaged)
     vx, vy, cov = xx - mx*mx, yy - my*my, xy - mx*my
