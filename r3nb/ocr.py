@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONG', 'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'reading_order', 'split_region', 'assemble', 'windows',
-           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'find_images', 'passed_over',
-           'journal_path', 'mend_journal', 'open_journal', 'read_image', 'shard_of', 'own_shard', 'shard_path', 'Place',
-           'known_readings', 'cache_rows', 'Bad', 'hash_files', 'read_missing', 'complain', 'run_ocr', 'shard_heads',
-           'merge_shards', 'main']
+           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'pages_folder', 'find_images',
+           'passed_over', 'journal_path', 'mend_journal', 'open_journal', 'read_image', 'shard_of', 'own_shard',
+           'shard_path', 'Place', 'known_readings', 'cache_rows', 'Bad', 'hash_files', 'read_missing', 'complain',
+           'run_ocr', 'shard_heads', 'merge_shards', 'main']
 
 # %% ../nbs/02_ocr.ipynb #c003
 import fcntl
@@ -235,6 +235,10 @@ class OCRConfig:
 # %% ../nbs/02_ocr.ipynb #c038
 IMAGE_ENDINGS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
+def pages_folder(path:Path)->Path:
+    "Where the pages of a TIFF with several pages are, once it has been taken apart"
+    return path.with_name(f"{path.name}.pages")
+
 def find_images(
     folders:list[str], # where to look
 )->dict[str, Path]: # name relative to the common folder -> file, sorted by name
@@ -245,7 +249,7 @@ def find_images(
     files = [p for d in folders for p in Path(d).resolve().rglob("*") if p.suffix.lower() in IMAGE_ENDINGS]
     found = {p.relative_to(top).as_posix(): p for p in files if (p.is_file() or p.is_symlink() and not p.exists()) and not p.name.startswith((TMP_PREFIX, "."))}
     if not found: raise DataError(f"{', '.join(map(str, folders))}: no images ({' '.join(IMAGE_ENDINGS)}); check image_dir")
-    return dict(sorted(found.items()))
+    return dict(sorted((name, p) for name, p in found.items() if not pages_folder(p).is_dir()))
 
 # %% ../nbs/02_ocr.ipynb #c039a
 def passed_over(
