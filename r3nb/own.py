@@ -66,6 +66,14 @@ def _settle(out:Path, stem:str, note:dict, old:dict, parts:dict[str, Path]):
         if _mine(out, old, name): (out/name).unlink()
     write_json(_note(out, stem), note)
 
+def _retire(out:Path, stem:str):
+    "Remove what is unchanged of a document's former pages: a changed page stands where the new ones would go"
+    old = read_json(_note(out, stem))
+    for name in old["pages"]:
+        if _mine(out, old, name): (out/name).unlink()
+    _note(out, stem).unlink()
+
+# %% ../nbs/14_own.ipynb #c007h
 def _draw_all(source:Path, out:Path, names:list[str], draw:Callable)->tuple[dict, list[str]]:
     "Draw pages under temporary names: those by page name, and a sentence for each page that cannot be drawn"
     parts, broken = {}, []
@@ -78,12 +86,13 @@ def _draw_all(source:Path, out:Path, names:list[str], draw:Callable)->tuple[dict
                 continue
             parts[name] = part
             picture.save(part, format="png")
-        if not parts: raise DataError("\n  ".join([f"{source}: none of its pages can be drawn; save it again, or print it to a new file", *broken[:3]]))
+        if not parts: raise DataError(f"{broken[0].rpartition(';')[0]}, nor any other of its {counted(len(names), 'page')}; save the file again, or print it to a new one")
     except BaseException:
         for part in parts.values(): part.unlink(missing_ok=True)
         raise
     return parts, broken
 
+# %% ../nbs/14_own.ipynb #c007k
 def _write_pages(
     source:Path, # a document
     out:Path, # folder for the pictures
@@ -109,13 +118,6 @@ def _write_pages(
         old = note
     for line in old["said"]: print(line)
     return [out/name for name in sorted(old["pages"])]
-
-def _retire(out:Path, stem:str):
-    "Remove what is unchanged of a document's former pages: a changed page stands where the new ones would go"
-    old = read_json(_note(out, stem))
-    for name in old["pages"]:
-        if _mine(out, old, name): (out/name).unlink()
-    _note(out, stem).unlink()
 
 # %% ../nbs/14_own.ipynb #c007e
 def _unseen(page, bitmap, picture:Image.Image)->bool:
@@ -150,14 +152,14 @@ def _draw_page(doc, i:int, scale:float, limit:int, odd:dict)->Image.Image:
     page.close()
     return picture
 
-# %% ../nbs/14_own.ipynb #c008
+# %% ../nbs/14_own.ipynb #c007o
 def _open_pdf(pdf:Path, password:str|None):
     "Open a PDF with its forms"
     if not pdf.is_file(): raise DataError(f"{pdf}: no such file; check the path of the PDF")
     try: doc = pypdfium2.PdfDocument(pdf, password=password)
     except pypdfium2.PdfiumError as e:
         if e.err_code == FPDF_ERR_PASSWORD: raise DataError(f"{pdf}: " + ("this password does not open it; check it" if password else "it asks for a password; give it as `password`")) from e
-        raise DataError(f"{pdf}: not a readable PDF ({e}); if it opens elsewhere, save it again as PDF") from e
+        raise DataError(f"{pdf}: not a readable PDF ({e if e.err_code else 'it holds no page'}); if it opens elsewhere, save it again as PDF") from e
     try:
         doc.init_forms()
         if not len(doc): raise DataError(f"{pdf}: it holds no page; save it again as PDF")
@@ -168,9 +170,10 @@ def _odd_pages(pdf:Path, odd:dict, dpi:float, limit:int)->list[str]:
     "What is to be said about pages that are not quite as asked for"
     some = lambda pages: f"{'page' if len(pages) == 1 else 'pages'} {', '.join(map(str, pages[:10]))}{' ...' if len(pages) > 10 else ''}"
     small = f"{pdf}: {some(odd['small'])} drawn at fewer than {dpi} dots per inch, to stay within max_pixels={limit}"
-    blank = f"{pdf}: {some(odd['blank'])} with text that does not show in the picture, most likely for want of its fonts; save the PDF again with its fonts embedded"
+    blank = f"{pdf}: {some(odd['blank'])} with text that does not show in the picture, since its fonts are missing, or it is invisible or tiny; if it should be read, save the PDF again with its fonts embedded"
     return [line for line, pages in ((small, odd["small"]), (blank, odd["blank"])) if pages]
 
+# %% ../nbs/14_own.ipynb #c008
 def pdf_pages(
     pdf, # a PDF file
     out_dir, # folder for the pictures
