@@ -12,6 +12,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def _notes(out:Path)->dict[str, dict]:
 
 def _names(stem:str, n:int)->list[str]: return [f"{stem}_{i + 1:0{len(str(n))}d}.png" for i in range(n)]
 
+def _take(file:Path, note:dict)->bool:
+    "Write a note whole, unless another process was faster"
+    part = write_json(file.with_name(f"{TMP_PREFIX}{os.getpid()}{file.name}"), note)
+    try: os.link(part, file)
+    except FileExistsError: return False
+    except OSError: # a file system without links
+        if file.exists(): return False
+        os.replace(part, file)
+    finally: part.unlink(missing_ok=True)
+    return True
+
+# %% ../nbs/14_own.ipynb #c007t
 def _claim(out:Path, source:Path, digest:str, n:int)->tuple[str, dict]:
     "The name that the pages of a document begin with, and what is noted about them"
     here, notes = os.path.relpath(source.resolve(), out.resolve()), _notes(out)
@@ -51,10 +64,8 @@ def _claim(out:Path, source:Path, digest:str, n:int)->tuple[str, dict]:
     for i in range(1, 10_000):
         name = stem if i == 1 else f"{source.resolve().parent.name}_{stem}"[-150:].lstrip(".") if i == 2 else f"{stem}-{i}"
         if name in notes or not free(name, {"pages": {}}): continue
-        try:
-            with open(_note(out, name), "x", encoding="utf-8") as f: f.write('{"pages": {}}\n')
-        except FileExistsError: continue # another process was faster
-        return name, {"pages": {}} | ({"before": own[0]} if own else {})
+        fresh = {"source": here, "pages": {}}
+        if _take(_note(out, name), fresh): return name, fresh | ({"before": own[0]} if own else {})
     raise DataError(f"{out}: no name is free for the pages of {source}; name another folder")
 
 # %% ../nbs/14_own.ipynb #c007c
@@ -156,10 +167,11 @@ def _draw_page(doc, i:int, scale:float, limit:int, odd:dict)->Image.Image:
 def _open_pdf(pdf:Path, password:str|None):
     "Open a PDF with its forms"
     if not pdf.is_file(): raise DataError(f"{pdf}: no such file; check the path of the PDF")
+    with suppress(pypdfium2.PdfiumError): pypdfium2.PdfDocument(b"x") # some faults do not set the library's error code: let it not be that of another file
     try: doc = pypdfium2.PdfDocument(pdf, password=password)
     except pypdfium2.PdfiumError as e:
         if e.err_code == FPDF_ERR_PASSWORD: raise DataError(f"{pdf}: " + ("this password does not open it; check it" if password else "it asks for a password; give it as `password`")) from e
-        raise DataError(f"{pdf}: not a readable PDF ({e if e.err_code else 'it holds no page'}); if it opens elsewhere, save it again as PDF") from e
+        raise DataError(f"{pdf}: not a readable PDF, or one without a page ({e}); if it opens elsewhere, save it again as PDF") from e
     try:
         doc.init_forms()
         if not len(doc): raise DataError(f"{pdf}: it holds no page; save it again as PDF")
