@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.core._epilog': ('core.html#_epilog', 'r3nb/core.py'),
                            'r3nb.core._fault_line': ('core.html#_fault_line', 'r3nb/core.py'),
                            'r3nb.core._finite': ('core.html#_finite', 'r3nb/core.py'),
+                           'r3nb.core._first': ('core.html#_first', 'r3nb/core.py'),
                            'r3nb.core._fits': ('core.html#_fits', 'r3nb/core.py'),
                            'r3nb.core._full': ('core.html#_full', 'r3nb/core.py'),
                            'r3nb.core._git': ('core.html#_git', 'r3nb/core.py'),

@@ -1,5 +1,6 @@
 "What people bring: PDFs with forms, bounds and faults; scans of odd depths; tables of questions; other scripts; files of other programs"
 import csv
+import io
 import json
 import os
 import struct
@@ -459,3 +460,18 @@ def test_unify_takes_marks_and_lists_and_counts_well(tmp_path, capsys):
     with pytest.raises(DataError, match=r"menus_raw_train.jsonl:2: malformed line .1e999"): unify(own_data(tmp_path, row, b'{"image": "images/a.png", "question": "?", "answers": ["x"], "price": 1e999}'))
     spec = folder_spec("menus", tmp_path/"raw/menus")
     assert raw_answers({"answers": ["x", None]}, spec, "f:1") == ["x"] and raw_answers({"answers": "[1, 2]"}, spec, "f:1") == ["1", "2"]
+
+
+def test_what_is_typed_into_the_explorer():
+    from r3nb.explorer import Ask, Explorer
+    page = Explorer.__new__(Explorer)
+    for typed in ({"question": "how \ud800 much?"}, {"question": "?", "answer": "\udc00"}):
+        with pytest.raises(DataError, match="lone surrogate") as e: page.own_page(Ask(picture=b"x", **typed))
+        str(e.value).encode("ascii")
+
+
+def test_pictures_that_are_not_files(tmp_path):
+    for name, bits, colours in (("a.png", 10, 0), ("a.tif", 12, 0), ("b.tif", 10, 3), ("b.png", 12, 3)):
+        path = scan(tmp_path/name, bits, colours)
+        assert np.array_equal(open_image(io.BytesIO(path.read_bytes())), open_image(path)), name
+    with pytest.raises(ImageError, match="HEIC"): open_image(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"))
