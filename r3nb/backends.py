@@ -101,7 +101,7 @@ def shard(model: nn.Module, device: torch.device, min_params: int = 0, half: tor
 # %% ../nbs/05_backends.ipynb #c031
 def deepspeed_settings(path: str|Path, half: str = "")->dict: # half: float16, bfloat16 or empty
     "Read a DeepSpeed configuration, check that it is ZeRO-3, and add the precision."
-    config = read_json(path)
+    config = read_json(path, strict=False)
     if not isinstance(config, dict) or config.get("zero_optimization", {}).get("stage") != 3:
         raise ConfigError(f"{path}: zero_optimization.stage should be 3; smaller stages bring nothing that --backend fsdp does not")
     for name in ("fp16", "bf16"):

@@ -453,11 +453,20 @@ _KINDS = ((4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"), (4, b"ftypmif1", "HE
     (0, b"II\xbc\x01", "JPEG XR"), (0, b"AT&TFORM", "DjVu"), (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"\xd7\xcd\xc6\x9a", "WMF"), (8, b"WEBP", "WebP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"))
 _ABSENT = re.compile("Ghostscript|loader|not configured|not (?:installed|available|supported)|decoder .* not|cannot identify|decoder error -2", re.IGNORECASE)
 
+def _first(source, n:int=-1)->bytes:
+    "The first bytes of a file, or of something open that can be read"
+    if not hasattr(source, "read"):
+        with open(source, "rb") as f: return f.read(n)
+    at = source.tell()
+    source.seek(0)
+    data = source.read(n)
+    source.seek(at)
+    return data
+
 def _unreadable(path, e:Exception)->ImageError:
     "The error for a picture that does not open; a decoder that is missing is named"
-    try:
-        with open(path, "rb") as f: head = f.read(1024)
-    except OSError: head = b""
+    try: head = _first(path, 1024)
+    except (OSError, ValueError): head = b""
     kind = next((name for at, mark, name in _KINDS if head.startswith(mark, at)), "")
     said = " ".join(str(e).split()) or type(e).__name__
     if head.lstrip().startswith(b"%PDF"): return ImageError(f"{path}: a PDF holds pages and is not a picture; make pictures of them with r3nb.own.pdf_pages")
@@ -487,7 +496,7 @@ def _said_bits(im:Image.Image, path)->int|None:
     if im.format == "PPM":
         top = next((v for t in im.tile for v in (t[3] if isinstance(t[3], tuple) else ()) if isinstance(v, int) and v > 255), 65535)
         return 16 if top < 65535 else None # Pillow has scaled it
-    with open(path, "rb") as f: head = f.read(4096)
+    head = _first(path, 4096)
     if im.format == "PNG" and 0 < (at := head.find(b"sBIT")) < len(head) - 4: return head[at + 4]
     if im.format == "JPEG2000" and 0 <= (at := head.find(b"\xff\x4f\xff\x51")) < len(head) - 42: return 16 if (head[at + 42] & 127) < 15 else None
     return None
@@ -530,7 +539,7 @@ def _eight_bits(im:Image.Image, deep:_Deep)->Image.Image:
 def _second_look(im:Image.Image, path, page:int)->np.ndarray|None:
     "The samples of a colour picture at full depth, as OpenCV reads them, if they belong to what Pillow saw"
     import cv2
-    data = np.fromfile(path, np.uint8)
+    data = np.frombuffer(_first(path), np.uint8)
     try: a = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))[1][0] if page else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except (cv2.error, IndexError): return None
     if a is None or a.dtype != np.uint16 or a.ndim != 3 or a.shape[2] not in (3, 4): return None
@@ -570,8 +579,7 @@ def page_count(
 )->int: # 1 for everything but a TIFF with several pages
     "How many pages are in an image file?"
     try:
-        with open(path, "rb") as f:
-            if f.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return 1
+        if _first(path, 4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"): return 1
         with Image.open(path) as im: return len(_page_frames(im)) if im.format == "TIFF" else 1
     except FileNotFoundError: raise ImageError(f"{path}: no such image; check the image root, or fetch the image again") from None
     except _IMAGE_FAULTS as e: raise _unreadable(path, e) from e

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, counted, from_dict, nearest, open_image,
-                       parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
+                       page_count, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
 
 # %% ../nbs/01_data.ipynb #c006
 @dataclass(frozen=True)
@@ -452,6 +452,12 @@ def _records(u:_Unifier, split:str, path:Path)->Iterator[QARecord]:
         yield record
 
 # %% ../nbs/01_data.ipynb #c062
+def _more_pages(u:_Unifier):
+    "Say which images are the first page of several"
+    for rel, in u.db.execute("select rel from images where lower(rel) like '%.tif' or lower(rel) like '%.tiff' order by rowid limit 1000"):
+        if (n := page_count(resolve_image(u.cfg.raw_dir, rel))) > 1:
+            print(f"{rel} holds {n} pages, and its rows are about the first; r3nb.own.tiff_pages makes a picture of each")
+
 def _report(u:_Unifier):
     "Print what was written"
     source = {"cache": f"the OCR cache {u.cfg.ocr_cache}", "column": f"the dataset's own column '{u.spec.ocr_field}'", "none": "nowhere"}[u.source]
@@ -474,6 +480,7 @@ def unify(
         out = {split: Path(cfg.out_dir)/f"{cfg.dataset}_unified_{split}.jsonl" for split in u.files}
         parts = {split: stack.enter_context(atomic_path(path)) for split, path in out.items()}
         for split, part in parts.items(): write_jsonl(part, _records(u, split, u.files[split]))
+        _more_pages(u)
     _report(u)
     return out
 

@@ -121,7 +121,7 @@ class ImageEncoder:
         batch_size: int = 32 # images per forward pass
     ):
         self.name, self.batch_size, self.folder = str(name), batch_size, encoder_dir(name)
-        kind = read_json(self.folder / "config.json").get("model_type")
+        kind = read_json(self.folder / "config.json", strict=False).get("model_type")
         if kind != "clip":
             raise ConfigError(f"image encoder '{name}' is of type '{kind}', expected 'clip'; give the directory of a CLIPModel")
         self.fingerprint = encoder_fingerprint(self.folder, "pad-square-2")

@@ -12,6 +12,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,8 @@ class Upload(io.BytesIO):
 @patch
 def own_page(self:Explorer, ask:Ask)->tuple: # record and clean picture
     "A record about a page that somebody dropped in"
+    for what, said in (("question", ask.question), ("answer", ask.answer)):
+        if re.search("[\ud800-\udfff]", said): raise DataError(f"the {what} {said!a} holds half of a character (a lone surrogate), which no text can; type it again")
     if not ask.picture: raise DataError("there is no picture yet; choose a PNG or JPEG file of a page")
     if not ask.question.strip(): raise DataError("there is no question yet; write one about the page, for example: what is the total?")
     mark = sha256(ask.picture).hexdigest()[:12]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LONG', 'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'reading_order', 'split_region', 'assemble', 'windows',
-           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'files_below', 'find_images',
-           'passed_over', 'journal_path', 'mend_journal', 'open_journal', 'read_image', 'shard_of', 'own_shard',
-           'shard_path', 'Place', 'known_readings', 'kept_readings', 'cache_rows', 'Bad', 'hash_files', 'read_missing',
-           'complain', 'run_ocr', 'shard_heads', 'merge_shards', 'main']
+           'cuda_params', 'RapidOCREngine', 'load_engine', 'engine_label', 'OCRConfig', 'pages_folder', 'files_below',
+           'find_images', 'passed_over', 'several_pages', 'journal_path', 'mend_journal', 'open_journal', 'read_image',
+           'shard_of', 'own_shard', 'shard_path', 'Place', 'known_readings', 'kept_readings', 'cache_rows', 'Bad',
+           'hash_files', 'read_missing', 'complain', 'run_ocr', 'shard_heads', 'merge_shards', 'main']
 
 # %% ../nbs/02_ocr.ipynb #c003
 import json
@@ -29,7 +29,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, R3Error, check_image, console, fingerprint, import_named, locked, open_image,
-                       parse_cli, printable, progress, read_jsonl, sha256_file, sha256_text, through, worker_pool, write_jsonl)
+                       page_count, parse_cli, printable, progress, read_jsonl, sha256_file, sha256_text, through, worker_pool, write_jsonl)
 from .data import check_cache_row, in_threads
 
 # %% ../nbs/02_ocr.ipynb #c010
@@ -235,6 +235,10 @@ class OCRConfig:
 # %% ../nbs/02_ocr.ipynb #c038
 IMAGE_ENDINGS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
+def pages_folder(path:Path)->Path:
+    "Where the pages of a TIFF with several pages are, once it has been taken apart"
+    return path.with_name(f"{path.name}.pages")
+
 def _is_folder(e:os.DirEntry)->bool:
     try: return e.is_dir()
     except OSError: return False # a link that leads in a circle
@@ -265,7 +269,7 @@ def find_images(
     if not found: raise DataError(f"{', '.join(map(str, folders))}: no images ({' '.join(IMAGE_ENDINGS)}); check image_dir")
     if bad := [printable(n) for n in sorted(found) if printable(n) != n]:
         raise DataError(f"{printable(top)}: {len(bad)} names are not UTF-8, which no result file could hold: {', '.join(bad[:5])}; rename these files, for example with convmv")
-    return dict(sorted(found.items()))
+    return dict(sorted((name, p) for name, p in found.items() if not pages_folder(p).is_dir()))
 
 # %% ../nbs/02_ocr.ipynb #c039a
 def passed_over(
@@ -274,6 +278,19 @@ def passed_over(
     "Files beside the images, by their endings"
     files = (p for p in files_below(folders) if p.is_file() and not p.name.startswith("."))
     return ", ".join(f"{n} {e or 'without ending'}" for e, n in Counter(p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_ENDINGS).most_common(5))
+
+# %% ../nbs/02_ocr.ipynb #c039cs
+def several_pages(
+    files, # image files
+)->str: # a sentence for each TIFF of several pages, empty if there is none
+    "Say which files hold more pages than are read"
+    found = []
+    for p in map(Path, files):
+        if p.suffix.lower() not in (".tif", ".tiff") or pages_folder(p).is_dir(): continue
+        try: n = page_count(p)
+        except (R3Error, OSError): continue # it will be named when it is read
+        if n > 1: found.append(f"{p} holds {n} pages, of which only the first is read; r3nb.own.tiff_pages makes a picture of each")
+    return "\n".join([*found[:5], *([f"and {len(found) - 5} more such files"] if len(found) > 5 else [])])
 
 # %% ../nbs/02_ocr.ipynb #c041
 def journal_path(out)->Path:
@@ -504,6 +521,7 @@ def run_ocr(
     shard, files = own_shard(cfg), find_images(cfg.image_dir)
     engine = load_engine(cfg.engine, cfg.kwargs)
     if shard == 0 and (others := passed_over(cfg.image_dir)): print(f"not images by their endings, passed over: {others}")
+    if shard == 0 and (more := several_pages(files.values())): print(more)
     if cfg.num_shards > 1: return _run_shard(cfg, engine, files, shard)
     out = through(cfg.out)
     with open_journal(out):

@@ -89,7 +89,7 @@ def backbone_config(name: str): # a transformers configuration
     if place.suffix == ".json" and not place.is_file(): raise ConfigError(f"'{name}': no such file; give the config.json of a model")
     try:
         if name in shipped() and not place.exists(): return AutoConfig.for_model(**copy.deepcopy(shipped()[name]["config"]))
-        if place.is_file(): read_json(place) # says where a file is not JSON
+        if place.is_file(): read_json(place, strict=False) # says where a file is not JSON
         if not place.exists(): logging.getLogger("huggingface_hub").setLevel(logging.ERROR) # no line for each try without a network
         return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=place.exists())
     except (OSError, ImportError, *REFUSALS) as e:
