@@ -6,13 +6,13 @@
 __all__ = ['ORDER', 'SUMMARY', 'CLASSES', 'TEXT_VALUES', 'DRAWN', 'PAIR', 'POWER', 'GAINS', 'SHARES', 'COUNTED', 'BY', 'KEY',
            'TEST_QUESTIONS', 'classes_of', 'shown_lines', 'text_measures', 'flat_row', 'partners', 'by_chance',
            'flat_rows', 'load_predictions', 'drawn', 'formed', 'of_damage', 'paired', 'interval', 'sums_of', 'estimate',
-           'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown', 'class_table',
-           'mark_flips', 'countable', 'curve_numbers', 'levels_in', 'shared_sums', 'robustness_table', 'damage_tables',
-           'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation', 'calibration_table',
-           'side_pairs', 'modes_in', 'summarise', 'tables_of', 'rescore', 'scored_again', 'pick_cases', 'show',
-           'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match', 'number_row', 'group_rows', 'groups_of',
-           'compare_modes', 'settings_notes', 'compare_files', 'comparison_md', 'main', 'SubmissionConfig',
-           'question_id', 'submission', 'submission_main']
+           'ratio', 'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown',
+           'class_table', 'mark_flips', 'countable', 'curve_numbers', 'levels_in', 'shared_sums', 'robustness_table',
+           'damage_tables', 'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation',
+           'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'tables_of', 'rescore', 'scored_again',
+           'pick_cases', 'show', 'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match', 'number_row',
+           'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md', 'main',
+           'SubmissionConfig', 'question_id', 'submission', 'submission_main']
 
 # %% ../nbs/07_compare.ipynb #c002
 import re
@@ -211,6 +211,13 @@ def estimate(
     i = spread(draws[1:], draws[0])
     return {"estimate": i.diff, "low": i.low, "high": i.high, "p": i.p}
 
+def ratio(
+    of:np.ndarray, # [1 + n] sums as observed, then over resamples
+    by:np.ndarray, # [1 + n] what they are shares of; 0 where a resample has none
+)->dict: # estimate, low, high, p; None where it is undefined
+    "A ratio of sums with its 95% interval"
+    with np.errstate(divide="ignore", invalid="ignore"): return estimate(of/by)
+
 # %% ../nbs/07_compare.ipynb #c063
 def parts_of(df:pd.DataFrame): # yields name and part
     "The table as a whole, then each dataset"
@@ -227,7 +234,7 @@ def score_table(
     for name, part in parts_of(df[formed(df)]):
         s = sums_of(part, ["mode", "level"], ["score"], n)
         for (mode, level), g in part.groupby(["mode", "level"], sort=True):
-            e = estimate(s["score", mode, level]/s["size", mode, level])
+            e = ratio(s["score", mode, level], s["size", mode, level])
             out.append({"mode": mode, "level": level, "dataset": name, "n": len(g)} | {k: e[k] for k in ("estimate", "low", "high")} | means(g))
     return out
 
@@ -253,7 +260,7 @@ def compare(
         for name, part in parts_of(both) if len(both) else ():
             s = sums_of(part, ["level"], ["diff"], n)
             for level, g in part.groupby("level"):
-                row = {"a": main, "b": other, "level": level, "dataset": name, "n": len(g)} | estimate(s["diff", level]/s["size", level])
+                row = {"a": main, "b": other, "level": level, "dataset": name, "n": len(g)} | ratio(s["diff", level], s["size", level])
                 out.append(row | ({"detectable": detectable_difference(g.score, g.score_b, g.image_id) or None} if g.image_id.nunique() > 1 else {}))
     return out
 
@@ -323,7 +330,7 @@ def class_table(
         for value, part in df[formed(df)].explode(column).dropna(subset=[column]).groupby(column):
             s = sums_of(part, ["mode", "level"], ["score"], n)
             for (mode, level), g in part.groupby(["mode", "level"]):
-                e = estimate(s["score", mode, level]/s["size", mode, level])
+                e = ratio(s["score", mode, level], s["size", mode, level])
                 out.append({"column": column, "class": value, "mode": mode, "level": level, "questions": int(g.sample_id.nunique()), "n": len(g)}
                            | {k: e[k] for k in ("estimate", "low", "high")})
     return out
@@ -428,10 +435,9 @@ def esar_table(
     for name, part in parts_of(countable(df)) if len(df) else ():
         s = sums_of(part, ["mode", "level"], ["esar", "esar_chance", "n_esar_chance"], n)
         for (mode, level), g in part.groupby(["mode", "level"], sort=True):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                both = {"esar": s["esar", mode, level]/s["size", mode, level], "esar_chance": s["esar_chance", mode, level]/s["n_esar_chance", mode, level]}
+            both = {k: ratio(s[k, mode, level], s[of, mode, level]) for k, of in (("esar", "size"), ("esar_chance", "n_esar_chance"))}
             row = {"mode": mode, "level": level, "dataset": name, "n": len(g)} | {k: float(g[k].mean()) for k in VERDICTS}
-            for k, v in both.items(): row |= {k: (e := estimate(v))["estimate"], f"{k}_low": e["low"], f"{k}_high": e["high"]}
+            for k, v in both.items(): row |= {k: v["estimate"], f"{k}_low": v["low"], f"{k}_high": v["high"]}
             out.append(row)
     return out
 
