@@ -7,7 +7,7 @@ __all__ = ['ORDER', 'SUMMARY', 'CLASSES', 'TEXT_VALUES', 'DRAWN', 'PAIR', 'POWER
            'TEST_QUESTIONS', 'classes_of', 'shown_lines', 'text_measures', 'flat_row', 'partners', 'by_chance',
            'flat_rows', 'load_predictions', 'drawn', 'formed', 'of_damage', 'paired', 'interval', 'sums_of', 'estimate',
            'ratio', 'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown',
-           'class_table', 'mark_flips', 'countable', 'curve_numbers', 'levels_in', 'shared_sums', 'robustness_table',
+           'class_table', 'mark_flips', 'countable', 'curve_numbers', 'shared_sums', 'levels_in', 'robustness_table',
            'damage_tables', 'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation',
            'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'tables_of', 'rescore', 'scored_again',
            'pick_cases', 'show', 'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match', 'number_row',
@@ -110,7 +110,7 @@ def by_chance(
     for r in rows: del r["lines"], r["said"]
     return rows
 
-# %% ../nbs/07_compare.ipynb #c056a
+# %% ../nbs/07_compare.ipynb #s056c
 def flat_rows(
     path, # a finished `predictions.jsonl`
     texts:bool, # look for answers in what was shown?
@@ -129,6 +129,7 @@ def flat_rows(
         rows.append(row)
     if rows: yield by_chance(rows) if texts else rows
 
+# %% ../nbs/07_compare.ipynb #c056a
 def load_predictions(
     path, # a finished `predictions.jsonl`
     texts:bool=True, # look for answers in what was shown?
@@ -368,10 +369,9 @@ def curve_numbers(
         shares = {k: share(v, f"n_{v}") for k, v in {"support": "support", "esar": "esar", "esar_chance": "esar_chance", "misread": "misread", "hallucination": "invented"}.items()}
         return out | {"flip_rate": share("flipped", "right")} | shares
 
-# %% ../nbs/07_compare.ipynb #c071b
-def levels_in(s:dict, mode:str)->list[float]:
-    "The levels of a mode in sums by mode and level, ascending"
-    return sorted(v for k, m, v in s if k == "size" and m == mode)
+# %% ../nbs/07_compare.ipynb #s071a
+SHARES = ("support", "esar", "esar_chance", "misread", "invented")
+COUNTED = ["score", "right", "flipped", *SHARES, *(f"n_{k}" for k in SHARES)] # columns that a curve is made of
 
 def shared_sums(
     df:pd.DataFrame, # marked answers of all modes
@@ -386,8 +386,10 @@ def shared_sums(
     both = df[df["mode"].isin([mode, main])]
     return sums_of(both[[k not in lacks for k in zip(both.sample_id, both.level, both.seed, strict=True)]], ["mode", "level"], COUNTED, n)
 
-SHARES = ("support", "esar", "esar_chance", "misread", "invented")
-COUNTED = ["score", "right", "flipped", *SHARES, *(f"n_{k}" for k in SHARES)] # columns that a curve is made of
+# %% ../nbs/07_compare.ipynb #c071b
+def levels_in(s:dict, mode:str)->list[float]:
+    "The levels of a mode in sums by mode and level, ascending"
+    return sorted(v for k, m, v in s if k == "size" and m == mode)
 
 def robustness_table(
     df:pd.DataFrame, # predictions of one curve
@@ -506,7 +508,7 @@ def summarise(
     modes, main = modes_in(df)
     head = {"n_questions": int(df.sample_id.nunique()), "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "modes": modes,
             "levels": sorted(float(v) for v in drawn(df).level.unique()), "seeds": sorted(int(v) for v in df.seed.unique()),
-            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_unknown": int(df.esar.isna().sum()),
+            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_unknown": int(drawn(df).esar.isna().sum()),
             "predictions_sha256": sha256_file(predictions)}
     return head | tables_of(df, modes, main, n_boot)
 
@@ -590,7 +592,7 @@ def notes_of(
     out = [f"{r['mode']}: evidence of its kind exists for {r['formed']:,} of {r['questions']:,} questions; its numbers, and differences to it, are of these"
            for r in summary.get("controls", []) if r["formed"] < r["questions"]]
     unknown = summary.get("shown_unknown", summary["n_predictions"])
-    if unknown: out.append(f"support, ESAR and hallucination are unknown: {unknown:,} of {summary['n_predictions']:,} rows do not say what the model was shown, as files of earlier versions; evaluate again to have them")
+    if unknown: out.append(f"support, ESAR and hallucination are unknown: {unknown:,} rows do not say what the model was shown, as files of earlier versions; evaluate again to have them")
     return out
 
 # %% ../nbs/07_compare.ipynb #d002
