@@ -31,7 +31,8 @@ def write(path, shift, questions, pages):
                 scores = {k: right for k in ("score", "em", "f1", "bleu", "rouge_l", "anls")}
                 f.write(json.dumps({"sample_id": f"infovqa_val_{i}", "image_id": f"infovqa/{i % pages}", "dataset": "infovqa", "mode": "r3", "level": level, "seed": 0,
                     "damage": "drawn", "prompt_sha256": "0"*64, "prediction": "432", "references": ["432", "four hundred"], "scores": scores, "text": NOISE*4,
-                    "evidence": [{"image_id": f"infovqa/{k}", "score": .5, "channel": "text", "text": NOISE*3} for k in range(3)], "gates": [.2, .3, .5],
+                    "evidence": [{"image_id": f"infovqa/{k}", "score": .5, "channel": "text"} for k in range(3)], "formed": None,
+                    "shown": {"text": NOISE*2 + str(i), "passages": [{"image_id": f"infovqa/{k}", "channel": "text", "text": NOISE*3} for k in range(3)]}, "gates": [.2, .3, .5],
                     "confidence": {"vis": .5, "text": .5, "true_vis": .5, "true_text": .5}, "meta": {"answer_type": ["single span"]}}) + "\n")
     return path
 
@@ -52,10 +53,10 @@ def main():
     questions, pages = (int(v) for v in [*sys.argv[1:], "10000", "10000"][:2])
     with tempfile.TemporaryDirectory() as d:
         files = [str(write(Path(d)/f"{s}.jsonl", s, questions, pages)) for s in (0, .2)]
-        for by in ("level", "level,dataset"):
+        for by, value in (("level", "score"), ("level,dataset", "score"), ("level", "esar")):
             t, cpu = time.perf_counter(), children()
-            subprocess.run([sys.executable, "-m", "r3nb.compare", *files, "--by", by], check=True, stdout=subprocess.DEVNULL, env=os.environ)
-            report(f"r3nb_compare by {by}", time.perf_counter() - t, "s", "10" if by == "level" else "", cpu_s=round(children() - cpu, 2), questions=questions, pages=pages, rows=2*5*questions)
+            subprocess.run([sys.executable, "-m", "r3nb.compare", *files, "--by", by, "--value", value], check=True, stdout=subprocess.DEVNULL, env=os.environ)
+            report(f"r3nb_compare of {value} by {by}", time.perf_counter() - t, "s", "10" if (by, value) == ("level", "score") else "", cpu_s=round(children() - cpu, 2), questions=questions, pages=pages, rows=2*5*questions)
     r = rng("one pass")
     sums, sizes = r.random((pages, 5)), np.ones(pages)
     ratios = []

@@ -136,6 +136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.compare.pick_cases': ('compare.html#pick_cases', 'r3nb/compare.py'),
                               'r3nb.compare.power_table': ('compare.html#power_table', 'r3nb/compare.py'),
                               'r3nb.compare.question_id': ('compare.html#question_id', 'r3nb/compare.py'),
+                              'r3nb.compare.ratio': ('compare.html#ratio', 'r3nb/compare.py'),
                               'r3nb.compare.rescore': ('compare.html#rescore', 'r3nb/compare.py'),
                               'r3nb.compare.robustness_table': ('compare.html#robustness_table', 'r3nb/compare.py'),
                               'r3nb.compare.score_table': ('compare.html#score_table', 'r3nb/compare.py'),

@@ -6,13 +6,13 @@
 __all__ = ['ORDER', 'SUMMARY', 'CLASSES', 'TEXT_VALUES', 'CUTS', 'DRAWN', 'PAIR', 'POWER', 'GAINS', 'SHARES', 'COUNTED', 'BY',
            'KEY', 'TEST_QUESTIONS', 'classes_of', 'shown_lines', 'text_measures', 'flat_row', 'partners', 'by_chance',
            'flat_rows', 'load_predictions', 'drawn', 'formed', 'of_damage', 'paired', 'interval', 'sums_of', 'estimate',
-           'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown', 'class_table',
-           'mark_flips', 'countable', 'curve_numbers', 'levels_in', 'shared_sums', 'robustness_table', 'damage_tables',
-           'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation', 'calibration_table',
-           'side_pairs', 'modes_in', 'summarise', 'cut_table', 'cut_line', 'tables_of', 'rescore', 'scored_again',
-           'pick_cases', 'show', 'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match', 'number_row',
-           'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md', 'main',
-           'SubmissionConfig', 'question_id', 'submission', 'submission_main']
+           'ratio', 'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown',
+           'class_table', 'mark_flips', 'countable', 'curve_numbers', 'shared_sums', 'levels_in', 'robustness_table',
+           'damage_tables', 'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation',
+           'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'cut_table', 'cut_line', 'tables_of', 'rescore',
+           'scored_again', 'pick_cases', 'show', 'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match',
+           'number_row', 'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md',
+           'main', 'SubmissionConfig', 'question_id', 'submission', 'submission_main']
 
 # %% ../nbs/07_compare.ipynb #c002
 import re
@@ -112,7 +112,7 @@ def by_chance(
     for r in rows: del r["lines"], r["said"]
     return rows
 
-# %% ../nbs/07_compare.ipynb #c056a
+# %% ../nbs/07_compare.ipynb #s056c
 def flat_rows(
     path, # a finished `predictions.jsonl`
     texts:bool, # look for answers in what was shown?
@@ -131,6 +131,7 @@ def flat_rows(
         rows.append(row)
     if rows: yield by_chance(rows) if texts else rows
 
+# %% ../nbs/07_compare.ipynb #c056a
 def load_predictions(
     path, # a finished `predictions.jsonl`
     texts:bool=True, # look for answers in what was shown?
@@ -213,6 +214,13 @@ def estimate(
     i = spread(draws[1:], draws[0])
     return {"estimate": i.diff, "low": i.low, "high": i.high, "p": i.p}
 
+def ratio(
+    of:np.ndarray, # [1 + n] sums as observed, then over resamples
+    by:np.ndarray, # [1 + n] what they are shares of; 0 where a resample has none
+)->dict: # estimate, low, high, p; None where it is undefined
+    "A ratio of sums with its 95% interval"
+    with np.errstate(divide="ignore", invalid="ignore"): return estimate(of/by)
+
 # %% ../nbs/07_compare.ipynb #c063
 def parts_of(df:pd.DataFrame): # yields name and part
     "The table as a whole, then each dataset"
@@ -229,7 +237,7 @@ def score_table(
     for name, part in parts_of(df[formed(df)]):
         s = sums_of(part, ["mode", "level"], ["score"], n)
         for (mode, level), g in part.groupby(["mode", "level"], sort=True):
-            e = estimate(s["score", mode, level]/s["size", mode, level])
+            e = ratio(s["score", mode, level], s["size", mode, level])
             out.append({"mode": mode, "level": level, "dataset": name, "n": len(g)} | {k: e[k] for k in ("estimate", "low", "high")} | means(g))
     return out
 
@@ -255,7 +263,7 @@ def compare(
         for name, part in parts_of(both) if len(both) else ():
             s = sums_of(part, ["level"], ["diff"], n)
             for level, g in part.groupby("level"):
-                row = {"a": main, "b": other, "level": level, "dataset": name, "n": len(g)} | estimate(s["diff", level]/s["size", level])
+                row = {"a": main, "b": other, "level": level, "dataset": name, "n": len(g)} | ratio(s["diff", level], s["size", level])
                 out.append(row | ({"detectable": detectable_difference(g.score, g.score_b, g.image_id) or None} if g.image_id.nunique() > 1 else {}))
     return out
 
@@ -325,7 +333,7 @@ def class_table(
         for value, part in df[formed(df)].explode(column).dropna(subset=[column]).groupby(column):
             s = sums_of(part, ["mode", "level"], ["score"], n)
             for (mode, level), g in part.groupby(["mode", "level"]):
-                e = estimate(s["score", mode, level]/s["size", mode, level])
+                e = ratio(s["score", mode, level], s["size", mode, level])
                 out.append({"column": column, "class": value, "mode": mode, "level": level, "questions": int(g.sample_id.nunique()), "n": len(g)}
                            | {k: e[k] for k in ("estimate", "low", "high")})
     return out
@@ -363,10 +371,9 @@ def curve_numbers(
         shares = {k: share(v, f"n_{v}") for k, v in {"support": "support", "esar": "esar", "esar_chance": "esar_chance", "misread": "misread", "hallucination": "invented"}.items()}
         return out | {"flip_rate": share("flipped", "right")} | shares
 
-# %% ../nbs/07_compare.ipynb #c071b
-def levels_in(s:dict, mode:str)->list[float]:
-    "The levels of a mode in sums by mode and level, ascending"
-    return sorted(v for k, m, v in s if k == "size" and m == mode)
+# %% ../nbs/07_compare.ipynb #s071a
+SHARES = ("support", "esar", "esar_chance", "misread", "invented")
+COUNTED = ["score", "right", "flipped", *SHARES, *(f"n_{k}" for k in SHARES)] # columns that a curve is made of
 
 def shared_sums(
     df:pd.DataFrame, # marked answers of all modes
@@ -381,8 +388,10 @@ def shared_sums(
     both = df[df["mode"].isin([mode, main])]
     return sums_of(both[[k not in lacks for k in zip(both.sample_id, both.level, both.seed, strict=True)]], ["mode", "level"], COUNTED, n)
 
-SHARES = ("support", "esar", "esar_chance", "misread", "invented")
-COUNTED = ["score", "right", "flipped", *SHARES, *(f"n_{k}" for k in SHARES)] # columns that a curve is made of
+# %% ../nbs/07_compare.ipynb #c071b
+def levels_in(s:dict, mode:str)->list[float]:
+    "The levels of a mode in sums by mode and level, ascending"
+    return sorted(v for k, m, v in s if k == "size" and m == mode)
 
 def robustness_table(
     df:pd.DataFrame, # predictions of one curve
@@ -430,10 +439,9 @@ def esar_table(
     for name, part in parts_of(countable(df)) if len(df) else ():
         s = sums_of(part, ["mode", "level"], ["esar", "esar_chance", "n_esar_chance"], n)
         for (mode, level), g in part.groupby(["mode", "level"], sort=True):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                both = {"esar": s["esar", mode, level]/s["size", mode, level], "esar_chance": s["esar_chance", mode, level]/s["n_esar_chance", mode, level]}
+            both = {k: ratio(s[k, mode, level], s[of, mode, level]) for k, of in (("esar", "size"), ("esar_chance", "n_esar_chance"))}
             row = {"mode": mode, "level": level, "dataset": name, "n": len(g)} | {k: float(g[k].mean()) for k in VERDICTS}
-            for k, v in both.items(): row |= {k: (e := estimate(v))["estimate"], f"{k}_low": e["low"], f"{k}_high": e["high"]}
+            for k, v in both.items(): row |= {k: v["estimate"], f"{k}_low": v["low"], f"{k}_high": v["high"]}
             out.append(row)
     return out
 
@@ -502,7 +510,7 @@ def summarise(
     modes, main = modes_in(df)
     head = {"n_questions": int(df.sample_id.nunique()), "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "modes": modes,
             "levels": sorted(float(v) for v in drawn(df).level.unique()), "seeds": sorted(int(v) for v in df.seed.unique()),
-            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_unknown": int(df.esar.isna().sum()),
+            "damages": [DRAWN, *sorted(set(df.damage) - {DRAWN})], "n_boot": n_boot, "main": main, "answered": not df.score.isna().all(), "shown_unknown": int(drawn(df).esar.isna().sum()),
             "predictions_sha256": sha256_file(predictions)}
     return head | tables_of(df, modes, main, n_boot)
 
@@ -603,7 +611,7 @@ def notes_of(
            for r in summary.get("controls", []) if r["formed"] < r["questions"]]
     if cut := cut_line(summary): out.append(cut)
     unknown = summary.get("shown_unknown", summary["n_predictions"])
-    if unknown: out.append(f"support, ESAR and hallucination are unknown: {unknown:,} of {summary['n_predictions']:,} rows do not say what the model was shown, as files of earlier versions; evaluate again to have them")
+    if unknown: out.append(f"support, ESAR and hallucination are unknown: {unknown:,} rows do not say what the model was shown, as files of earlier versions; evaluate again to have them")
     return out
 
 # %% ../nbs/07_compare.ipynb #d002

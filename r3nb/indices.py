@@ -111,7 +111,7 @@ class EvidenceIndex:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / "documents.arrow"))).read_all()
 
     @cached_property
-    def rows_about(self) -> dict[str, list[int]]: # entity -> rows of the documents about it, siblings, where the data knows them
+    def rows_about(self) -> dict[str, list[int]]: # entity -> rows of the documents about it, for audits, where the data knows them
         pairs = [(name, row) for row, names in enumerate(self.docs["entities"].to_pylist()) for name in names]
         return {name: [row for _, row in group] for name, group in groupby(sorted(pairs), key=itemgetter(0))}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'SMALL', 'FORMS', 'SOURCES', 'keep', 'box', 'arrow', 'headline', 'overview_figure', 'modules',
            'forms_figure', 'hallucination_figure', 'invented', 'gate_map_figure', 'map_figure', 'evidence_figure',
-           'measure_cost', 'cost_md', 'lead', 'behind', 'gate_words', 'counted', 'captions', 'StoryConfig',
+           'measure_cost', 'cost_md', 'counted', 'lead', 'behind', 'gate_words', 'captions', 'StoryConfig',
            'draw_story', 'main']
 
 # %% ../nbs/09_paper.ipynb #c002
@@ -229,6 +229,12 @@ def cost_md(
                            [[r["mode"], f"{r['prompt_tokens']:g}", f"{r['time_ratio']:g} [{r['low']:g}, {r['high']:g}]", added.get(r["mode"], "0")] for r in rows])
     return f"{table}\n\nThe backbone has {total - lora - own:,} parameters. Times are medians of rounds, with the smallest and largest in brackets."
 
+# %% ../nbs/09_paper.ipynb #s032a
+def counted(s:dict)->str:
+    "How inventions were counted in these results"
+    if "esar" in s: return "Answers that are wrong and stand in no text that the model was shown: neither in its own text as it was cut, nor in a quoted passage. base is shown no text, so these are all its wrong answers."
+    return "To be corrected: answers that are wrong and stand neither on the page nor in the evidence, counted on whole pages, of which the prompt held a part."
+
 # %% ../nbs/09_paper.ipynb #c032
 def lead(summary:dict, other:str, level:float)->str:
     "A difference of R3 to another mode in words"
@@ -244,11 +250,6 @@ def gate_words(s:dict)->str:
     first, last = at[min(at)], at[max(at)]
     moves = "; ".join(f"{title} {first[c]:.2f} to {last[c]:.2f}" for c, title in SOURCES.items())
     return f"Mean gate weights by evidence (rows) and damage. R3 from λ = {min(at):g} to {max(at):g}: {moves}."
-
-def counted(s:dict)->str:
-    "How inventions were counted in these results"
-    if "esar" in s: return "Answers that are wrong and stand in no text that the model was shown: neither in its own text as it was cut, nor in a quoted passage. base is shown no text, so these are all its wrong answers."
-    return "To be corrected: answers that are wrong and stand neither on the page nor in the evidence, counted on whole pages, of which the prompt held a part."
 
 def captions(
     summary:dict, # pooled results, or the summary of a run

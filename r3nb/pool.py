@@ -50,7 +50,7 @@ def pooled_trainings(
     df = pd.concat([df.assign(seed=df.seed + 1000 * i) for i, df in enumerate(runs.values())], ignore_index=True)
     modes, main = modes_in(df)
     return {"modes": modes, "main": main, "levels": sorted(map(float, drawn(df).level.unique())), "n_questions": int(df.sample_id.nunique()),
-            "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "shown_unknown": int(df.esar.isna().sum()), "trainings": list(runs), "n_boot": n_boot} | tables_of(df, modes, main, n_boot)
+            "n_images": int(df.image_id.nunique()), "n_predictions": len(df), "shown_unknown": int(drawn(df).esar.isna().sum()), "trainings": list(runs), "n_boot": n_boot} | tables_of(df, modes, main, n_boot)
 
 # %% ../nbs/09_pool.ipynb #c013
 def between_trainings(

@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,7 +69,12 @@ def world(tmp_path_factory):
     text, image = TextEncoder(), ImageEncoder(clip(root / "clip", 0))
     index = EvidenceIndex.build(records, root, root / "index", text, image, batch_size=4)
     pairs = [damaged(r, page(int(r.image_id[2:]))) for r in records]
-    return SimpleNamespace(root=root, records=records, text=text, image=image, index=index, pairs=pairs)
+    return SimpleNamespace(root=root, records=records, text=text, image=image, index=index, pairs=pairs, stated=stated(records))
+
+
+def stated(records):
+    "The same questions with an answer that stands on the sibling page, where the oracle finds it"
+    return [replace(r, answers=[f"page {int(r.image_id[2:]) ^ 1}"]) for r in records]
 
 
 def rows(found): return [[[e.row for e in f[c]] for c in CHANNELS] for f in found]
@@ -226,7 +232,7 @@ def test_the_processor_neither_crops_nor_resizes(world):
 
 def test_a_query_never_receives_its_own_page(world):
     for mode in MODES:
-        found = retrieve(world.index, world.records, world.pairs, top_k=N, mode=mode)
+        found = retrieve(world.index, world.stated, world.pairs, top_k=N, mode=mode)
         for r, f in zip(world.records, found, strict=True):
             assert all(e.image_id != r.image_id for c in CHANNELS for e in f[c])
 
@@ -243,7 +249,7 @@ def test_near_duplicates_under_other_names_are_excluded(world):
     open_hits = index.search(images=[page(3)], top_k=4)[0]["image"]
     assert {"w/03", "w/jpeg", "w/half", "w/copy"} == {e.image_id for e in open_hits}
     for mode in MODES:
-        recs = [record(i) for i in range(8)]
+        recs = stated([record(i) for i in range(8)])
         f = retrieve(index, recs, [damaged(r, page(i)) for i, r in enumerate(recs)], top_k=9, mode=mode)[3]
         assert not {"w/03", "w/jpeg", "w/half", "w/copy"} & {e.image_id for c in CHANNELS for e in f[c]}
     # a validation record is not in the index: its hash comes from its clean file
@@ -303,13 +309,13 @@ def test_ties_at_the_edge_and_wide_exclusion():
 def test_order_and_company_do_not_matter(world, tmp_path):
     cache = EvidenceCache(tmp_path / "q.sqlite")
     for mode in MODES:
-        whole = rows(retrieve(world.index, world.records, world.pairs, mode=mode, seed=3))
-        back = retrieve(world.index, world.records[::-1], world.pairs[::-1], mode=mode, seed=3)
+        whole = rows(retrieve(world.index, world.stated, world.pairs, mode=mode, seed=3))
+        back = retrieve(world.index, world.stated[::-1], world.pairs[::-1], mode=mode, seed=3)
         assert rows(back)[::-1] == whole
-        assert rows(retrieve(world.index, world.records, world.pairs, mode=mode, seed=3, cache=cache)) == whole
-        assert rows(retrieve(world.index, world.records, world.pairs, mode=mode, seed=3, cache=cache)) == whole
+        assert rows(retrieve(world.index, world.stated, world.pairs, mode=mode, seed=3, cache=cache)) == whole
+        assert rows(retrieve(world.index, world.stated, world.pairs, mode=mode, seed=3, cache=cache)) == whole
         if mode != "shuffled":
-            assert [rows(retrieve(world.index, [r], [p], mode=mode, seed=3))[0] for r, p in zip(world.records, world.pairs, strict=True)] == whole
+            assert [rows(retrieve(world.index, [r], [p], mode=mode, seed=3))[0] for r, p in zip(world.stated, world.pairs, strict=True)] == whole
 
 
 def test_evidence_rows_give_the_vectors(world):
@@ -325,12 +331,14 @@ def test_evidence_rows_give_the_vectors(world):
 
 # ---- controls
 
-def test_oracle_gives_siblings_only(world):
-    for r, f in zip(world.records, retrieve(world.index, world.records, world.pairs, mode="oracle"), strict=True):
+def test_oracle_gives_pages_that_state_the_answer(world):
+    for r, f in zip(world.stated, retrieve(world.index, world.stated, world.pairs, mode="oracle"), strict=True):
         sibling = int(r.image_id[2:]) ^ 1
         assert [[e.row for e in f[c]] for c in CHANNELS] == [[sibling], [sibling]]
-    lone = record(0, meta={})
-    assert retrieve(world.index, [lone], world.pairs[:1], mode="oracle") == [{"text": [], "image": []}]
+    lone = record(0, meta={"entity": "e1"})
+    assert retrieve(world.index, [lone, world.stated[0]], world.pairs[:2], mode="oracle")[0] == {"text": [], "image": []}
+    with pytest.raises(ConfigError, match=f"oracle evidence cannot be formed for sample '{lone.sample_id}'.*no other page holds an accepted answer"):
+        retrieve(world.index, [lone], world.pairs[:1], mode="oracle")
 
 
 def test_shuffled_evidence_belongs_to_another_question(world):
@@ -357,7 +365,7 @@ def test_random_depends_on_seed_and_sample_only(world):
 
 def test_channels_and_bad_arguments(world):
     for mode in MODES:
-        f = retrieve(world.index, world.records, world.pairs, channels=("text",), mode=mode)[0]
+        f = retrieve(world.index, world.stated, world.pairs, channels=("text",), mode=mode)[0]
         assert f["text"] and f["image"] == []
     assert retrieve(world.index, [], []) == []
     assert retrieve(world.index, world.records[:1], world.pairs[:1], channels=()) == [{"text": [], "image": []}]
