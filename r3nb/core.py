@@ -10,8 +10,8 @@ __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'NOTE', 'ASIDE', 'R3Error', 
            'no_answers', 'read_records', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint',
            'code_dir', 'git_state', 'write_manifest', 'split_list', 'convert', 'from_dict', 'example_of', 'parse_cli',
            'run_command', 'machine_fault', 'secret', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'locked',
-           'is_locked', 'changed', 'files_in', 'write_note', 'may_fill', 'check_out', 'replaced', 'run_dir_fresh',
-           'settle']
+           'is_locked', 'changed', 'files_in', 'write_note', 'may_fill', 'check_out', 'keep_other', 'replaced',
+           'put_json', 'run_dir_fresh', 'set_aside', 'settle']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -1093,6 +1093,16 @@ def check_out(
 def _same_content(a:Path, b:Path)->bool:
     return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
 
+def keep_other(
+    out, # the file to write
+    part, # what would be written
+    overwrite:bool, # may it replace other content?
+)->None:
+    "Refuse to replace a file by one with other content"
+    out = Path(out)
+    if overwrite or not out.is_file() or not out.stat().st_size or _same_content(out, Path(part)): return
+    raise ConfigError(f"{out}: this file is there, with other content than these options and inputs give; name another, or add --overwrite to replace it")
+
 @contextmanager
 def replaced(
     out, # the file that will exist, whole, after the block
@@ -1101,8 +1111,16 @@ def replaced(
     "As `atomic_path`, but a file with other content stays"
     with atomic_path(out) as part:
         yield part
-        if not overwrite and Path(out).is_file() and Path(out).stat().st_size and not _same_content(Path(out), part):
-            raise ConfigError(f"{out}: this file is there, with other content than these options and inputs give; name another, or add --overwrite to replace it")
+        keep_other(out, part, overwrite)
+
+def put_json(
+    out, # the file to write
+    obj, # as for `write_json`
+    overwrite:bool=False, # may it replace one with other content?
+)->Path: # the same path
+    "Write a result of a command as JSON; another result stays"
+    with replaced(out, overwrite) as p: p.write_text(_dumps(obj, indent=2) + "\n", encoding="utf-8")
+    return Path(out)
 
 # %% ../nbs/00_core.ipynb #c081h
 ASIDE = ".replaced" # where the files of a run wait until the one that replaces it is complete
@@ -1124,7 +1142,7 @@ def run_dir_fresh(
         raise ConfigError(f"{out_dir}: this folder is not empty and was not made by r3nb; name another, or empty it yourself")
     if had not in (None, "emptying") and not overwrite: raise ConfigError(_other_run(out_dir, options))
     with atomic_path(mark) as p: p.write_text("emptying", encoding="utf-8")
-    _set_aside(out_dir, ours, again=had == "emptying")
+    set_aside(out_dir, ours, again=had == "emptying")
     if options is not None: write_json(out_dir/NOTE, {"options": options})
     with atomic_path(mark) as p: p.write_text(key, encoding="utf-8")
     return False
@@ -1137,7 +1155,11 @@ def _other_run(out_dir:Path, options:dict|None)->str:
     what = f"of other options ({said})" if said else "made from other data, options, or by another version of the code"
     return f"{out_dir} holds a result {what}; name another folder, or add --overwrite to replace it"
 
-def _set_aside(out_dir:Path, ours:Callable, again:bool)->None:
+def set_aside(
+    out_dir:Path, # the folder of a run
+    ours:Callable, # is this path one of a run's files?
+    again:bool=False, # go on with a setting aside that was interrupted?
+)->None:
     "Move the files of a run into its folder `.replaced`; where that holds a complete run, this one was not, and goes"
     keep = out_dir/ASIDE
     moving = again or not keep.exists()

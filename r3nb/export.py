@@ -7,7 +7,7 @@ __all__ = ['ExportConfig', 'Place', 'places', 'opened', 'unfreeze_as', 'export_a
 
 # %% ../nbs/07_export.ipynb #c003
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 
 from .backends import SEAL, check_seal, seal, write_tensors
 from .core import CheckpointError, ConfigError, atomic_dir, console, parse_cli, read_json
+from .core import may_fill, sha256_file, write_note
 from .model import R3Model, weights_sha256
 from .train import load_teacher
 
@@ -28,12 +29,19 @@ class ExportConfig:
     weights: Literal["student", "teacher"] = "student" # the trained weights, or their moving average
     model_name: str = "" # backbone, if it is not where the checkpoint says
     dtype: Literal["float16", "bfloat16", "float32"] = "float16" # precision of a whole model
+    overwrite: bool = False # replace an export of other options
 
 @dataclass
 class Place:
     "Where an export comes from and goes to."
     source: Path # the checkpoint
     target: Path # the folder to write
+    made_of: dict = field(default_factory=dict) # what the export depends on
+    overwrite: bool = False # may another export give way?
+
+    def check(self)->bool: # True when it is there
+        "Refuse a folder that holds anything but this export."
+        return may_fill(self.target, "r3nb_export", self.made_of, self.overwrite)
 
 def places(cfg: ExportConfig)->Place:
     "Check the checkpoint, and choose the folder."
@@ -42,7 +50,8 @@ def places(cfg: ExportConfig)->Place:
     if (source/SEAL).is_file(): check_seal(source)
     target = Path(cfg.out or f"{source}-{'full' if cfg.full else 'adapter'}")
     if target.resolve() == source.resolve(): raise ConfigError(f"out {target} is the checkpoint itself; name another folder")
-    return Place(source, target)
+    facts = {"weights": cfg.weights, "full": cfg.full, **({"dtype": cfg.dtype} if cfg.full else {}), "checkpoint": sha256_file(source)}
+    return Place(source, target, facts, cfg.overwrite)
 
 # %% ../nbs/07_export.ipynb #c010
 def opened(cfg: ExportConfig, source: Path)->R3Model:
@@ -65,7 +74,8 @@ def unfreeze_as(model: R3Model, source: Path)->None:
 def export_adapter(cfg: ExportConfig)->Path: # where it is
     "Write adapter and modules, without anything that only training needs."
     place = places(cfg)
-    with atomic_dir(place.target) as part:
+    if place.check(): return place.target
+    with atomic_dir(place.target, place.check) as part:
         if cfg.weights == "student":
             for pattern in ("adapter*", "modules*", "backbone*", "r3_config.json", "README.md"):
                 for f in place.source.glob(pattern): shutil.copy2(f, part/f.name)
@@ -74,16 +84,18 @@ def export_adapter(cfg: ExportConfig)->Path: # where it is
             model.write(part)
             write_tensors(part, "backbone", model.trained_backbone().items())
         seal(part, exported=cfg.weights)
+        write_note(part, "r3nb_export", place.made_of)
     return place.target
 
 # %% ../nbs/07_export.ipynb #c013
 def export_full(cfg: ExportConfig)->Path: # where it is
     "Write a whole model that transformers opens by itself, and the modules beside it."
     place = places(cfg)
+    if place.check(): return place.target
     model = opened(cfg, place.source)
     model.soft.leave()
     merged = model.backbone.merge_and_unload() if model.r3.lora_r else model.base
-    with atomic_dir(place.target) as part:
+    with atomic_dir(place.target, place.check) as part:
         merged.to(getattr(torch, cfg.dtype)).save_pretrained(part)
         del model.processor.manner # ours, not the processor's
         model.processor.save_pretrained(part)
@@ -91,6 +103,7 @@ def export_full(cfg: ExportConfig)->Path: # where it is
         model.source = {"backbone": str(place.target), "backbone_sha256": weights_sha256(part)}
         (part/"r3").mkdir()
         model.write(part/"r3")
+        write_note(part, "r3nb_export", place.made_of)
     return place.target
 
 # %% ../nbs/07_export.ipynb #c016

@@ -9,13 +9,14 @@ __all__ = ['OUR_NAMES', 'FIXED', 'REPORTERS', 'FREE_OPTIONS', 'PATH_OPTIONS', 'D
            'gate_loss', 'gate_entropy', 'alignment_loss', 'step_alignment', 'passed_alignment', 'losses', 'reached',
            'freeze_unreached', 'TrainingError', 'R3Trainer', 'flat', 'nested', 'write_failure', 'replay', 'run_dir',
            'Tracker', 'reporters', 'MovingAverage', 'arguments', 'load_teacher', 'checkpoints', 'newest_checkpoint',
-           'sound_checkpoint', 'starting_weights', 'claim_folder', 'rewind_history', 'Validation', 'Progress',
+           'sound_checkpoint', 'starting_weights', 'of_run', 'claim_folder', 'rewind_history', 'Validation', 'Progress',
            'StopOnSignal', 'open_model', 'build_trainer', 'tidy', 'train', 'main', 'evidence_main']
 
 # %% ../nbs/06_train.ipynb #c003
 import importlib.util
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -42,8 +43,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from .backends import (SEAL, Stored, all_generators, check_seal, deepspeed_settings, finish, first, follow, join, moments, pick_backend, prepare_deepspeed, rank,
     seal, set_generators, set_moments, shard, whole_parameters, world_size, write_tensors)
-from .core import (TMP_PREFIX, CheckpointError, ConfigError, R3Error, atomic_dir, console, convert, from_dict, nearest, open_image, parse_cli, progress,
+from .core import (CheckpointError, ConfigError, R3Error, atomic_dir, console, convert, from_dict, nearest, open_image, parse_cli, progress,
     read_json, read_records, resolve_image, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
+from .core import remove_leftovers, set_aside, settle
 from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, one_thread
@@ -97,6 +99,7 @@ class LaunchOptions(DamageOptions):
 @dataclass(kw_only=True)
 class WatchOptions(LaunchOptions):
     "What is prepared beforehand, and where the log goes."
+    overwrite: bool = False # replace what other options have put into the folder that is written
     evidence_cache: str = "" # folder of evidence that r3nb_evidence has looked up beforehand; levels are then those of its grid
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"]) # where the log goes: tensorboard, wandb, trackio; none for nowhere
 
@@ -344,7 +347,7 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     if cfg.workers < 1: raise ConfigError(f"workers is {cfg.workers}, expected 1 or more")
     n, index, target = len(read_records(cfg.train_jsonl, cfg.image_root)), EvidenceIndex.load(replace(cfg, fp16=False).check().index_dir), cfg.corrupt_text_target
     grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families))
-    return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers)
+    return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers, cfg.overwrite)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:
     "The evidence cache of a training, if it has one."
@@ -852,8 +855,12 @@ def starting_weights(path: str|Path)->Path:
 
 # %% ../nbs/06_train.ipynb #c053
 FREE_OPTIONS = ("num_workers", "threads", "log_every", "report_to", "save_every", "eval_every", "val_samples", "gradient_checkpointing", "backend", "deepspeed_config", "fsdp_min_params",
-                "allow_previous", "local_rank", "batch_size", "grad_accum")
+                "allow_previous", "overwrite", "local_rank", "batch_size", "grad_accum")
 PATH_OPTIONS = ("model_name", "train_jsonl", "val_jsonl", "image_root", "index_dir", "output_dir", "resume_from", "evidence_cache") # their content counts
+
+def of_run(name: str)->bool:
+    "Is this path in the folder of a run one that training writes?"
+    return name in ("run.json", "manifest.json", "history.jsonl") or bool(re.match(r"(checkpoints/step_\d+|tensorboard|failed_step_\d+)/", name))
 
 def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     "Write down what this run is, or check that the folder's run is the same."
@@ -864,7 +871,11 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     if own := own_digests(cfg.families): now["code of families"] = own
     if cfg.evidence_cache: now["evidence_cache"] = sha256_file(Path(cfg.evidence_cache)/"evidence.json")
     path = run_dir(cfg)/"run.json"
-    if not path.is_file(): write_json(path, now); return
+    if not path.is_file():
+        if foreign := [f for f in ("manifest.json", "history.jsonl", "checkpoints") if (path.parent/f).exists()]:
+            raise ConfigError(f"{cfg.output_dir} holds {foreign[0]} of something else than a training; choose another output_dir")
+        write_json(path, now)
+        return
     before = read_json(path)
     usual = asdict(TrainConfig(**{f.name: "" for f in fields(TrainConfig) if f.default is MISSING and f.default_factory is MISSING})) # for options that are younger than a run
     has = usual | before["options"]
@@ -872,8 +883,11 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     other += [k for k in sorted(now.keys() | before.keys()) if k not in ("options", "samples of a step") and before.get(k) != now.get(k)]
     if before.get(k := "samples of a step", now[k]) != now[k]:
         other.append(f"{k} (batch_size x grad_accum x processes) {before.get(k)} -> {now[k]}: change batch_size or grad_accum along with the number of processes")
+    if other and not cfg.overwrite:
+        raise ConfigError(f"{cfg.output_dir} holds a run with other options ({'; '.join(other)}); choose another output_dir, or add --overwrite to replace it")
     if other:
-        raise ConfigError(f"{cfg.output_dir} holds a run with other options ({'; '.join(other)}); choose another output_dir or delete it")
+        set_aside(path.parent, of_run)
+        write_json(path, now)
 
 def rewind_history(path: Path, step: int)->None:
     "Drop lines of the history behind the step that training resumes from, and a torn last line."
@@ -973,7 +987,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
 # %% ../nbs/06_train.ipynb #c060
 def tidy(cfg: TrainConfig, step: int)->None:
     "Remove what a killed run left behind `step`."
-    for trash in Path(cfg.output_dir, "checkpoints").glob(f"{TMP_PREFIX}*"): shutil.rmtree(trash)
+    remove_leftovers(Path(cfg.output_dir, "checkpoints"))
     rewind_history(run_dir(cfg)/"history.jsonl", step)
 
 def train(cfg: TrainConfig)->Path: # the last checkpoint
@@ -988,6 +1002,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p] + own_sources(cfg.families)
     first(lambda: write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs))
+    if newest_checkpoint(cfg.output_dir).name == f"step_{cfg.max_steps}": first(lambda: settle(cfg.output_dir))
     return newest_checkpoint(cfg.output_dir)
 
 # %% ../nbs/06_train.ipynb #c066
