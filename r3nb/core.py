@@ -155,15 +155,17 @@ def _alive(pid:int)->bool:
 def leftovers(
     folder, # where to look
     names=None, # the files or folders that were to be written, by their final names; None takes any
+    held:bool=False, # is the folder held by a lock, so that nobody else can be writing in it?
 )->list[Path]:
     "What processes that are gone were writing when they ended"
     folder, wanted = Path(folder), None if names is None else {_short(n) for n in names}
-    found = [(p, m) for p in (sorted(folder.iterdir()) if folder.is_dir() else ()) if (m := _TMP.fullmatch(p.name))]
-    return [p for p, m in found if (wanted is None or m[3] in wanted) and m[1] == _here() and not _alive(int(m[2], 16))]
+    found = [(p, _TMP.fullmatch(p.name)) for p in (sorted(folder.iterdir()) if folder.is_dir() else ()) if p.name.startswith(TMP_PREFIX)]
+    ended = lambda m: held if m is None or m[1] != _here() else not _alive(int(m[2], 16))
+    return [p for p, m in found if (wanted is None or m and m[3] in wanted) and ended(m)]
 
-def remove_leftovers(folder, names=None)->None:
+def remove_leftovers(folder, names=None, held=False)->None:
     "Remove what `leftovers` finds"
-    for p in leftovers(folder, names): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
+    for p in leftovers(folder, names, held): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #c012e
 def through(
@@ -171,7 +173,7 @@ def through(
 )->Path: # the same, or what the symbolic link there names
     "Follow a symbolic link to the place that it stands for; one that leads in a circle is an error"
     path = Path(path)
-    if not path.is_symlink(): return path
+    if not path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()): return path # `/dev/stdout` names a pipe
     full = Path(os.path.realpath(path))
     if full.is_symlink(): raise ConfigError(f"{path}: this symbolic link leads back to itself; remove it")
     return full
@@ -248,7 +250,8 @@ def _dumps(obj, **kwargs)->str:
         if not text.isascii(): text.encode("utf-8")
         return text
     except UnicodeEncodeError as e:
-        raise DataError(f"{printable(e.object[max(0, e.start - 60):e.end + 20])!r}: holds bytes that are not UTF-8; rename the file or mend the text") from None
+        near = " ".join(printable(e.object[max(0, e.start - 60):e.end + 20]).split())
+        raise DataError(f"'{near}': holds bytes that are not UTF-8; rename the file or mend the text") from None
     except (TypeError, ValueError) as e:
         raise DataError(f"cannot be written as JSON: {e}; use None for a missing value, and plain types") from e
 
@@ -815,7 +818,7 @@ def machine_fault(
     if isinstance(e, OSError) and e.errno in _CLOSED: return f"cannot read or write{where}: {e.strerror}; check the path and its permissions"
     if isinstance(e, OSError) and e.errno in _NO_LOCKS: return f"the file system cannot do what was asked{where}: {e.strerror}; use a folder on a local disk"
     if isinstance(e, UnicodeEncodeError) and e.encoding.replace("-", "").lower() == "utf8":
-        return f"{printable(e.object)!r:.300}: holds bytes that are not UTF-8; rename the file or mend the text"
+        return f"'{printable(e.object):.300}': holds bytes that are not UTF-8; rename the file or mend the text"
     return ""
 
 # %% ../nbs/00_core.ipynb #c069t

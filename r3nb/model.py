@@ -1300,7 +1300,7 @@ def write(self: R3Model, folder: Path, values: dict|None = None)->None: # values
 
 def _only_ours(folder: Path)->None:
     "Refuse a folder with files that no model of ours has."
-    ours = re.compile(r"(adapter|modules|backbone|teacher|optimizer)[^/]*|r3_config.json|train_config.json|README.md|checkpoint.json|progress.json|trainer_state.json", re.I)
+    ours = re.compile(r"(adapter|modules|backbone|teacher|optimizer)[^/]*|r3_config.json|train_config.json|README.md|checkpoint.json|progress.json|trainer_state.json")
     if foreign := [f for f in (files_in(folder) if folder.is_dir() else ()) if not ours.fullmatch(f)]:
         raise ConfigError(f"{folder} holds files that are no part of a saved model ({', '.join(foreign[:3])}); name another folder")
 
