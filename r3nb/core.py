@@ -1074,7 +1074,7 @@ def may_fill(
     if not folder.is_dir() or not any(folder.iterdir()): return False
     note = read_json(folder/NOTE) if (folder/NOTE).is_file() else {}
     if note.get("command") != command:
-        raise ConfigError(f"{folder}: this folder is not empty and was not made by {command}; name another, or empty it yourself")
+        raise ConfigError(f"{folder}: this folder is not empty and was not written by {command}; name another, or empty it yourself")
     said, foreign = changed(note["options"], options), sorted({*files_in(folder)} - {*note["files"], NOTE})
     if not said and not overwrite: return True
     if not overwrite: raise ConfigError(f"{folder} holds a result of other options ({said}); name another folder, or add --overwrite to replace it")

@@ -487,6 +487,7 @@ def freeze(
 def done_with(out:Path)->Path:
     "Drop the notes of a finished set"
     shutil.rmtree(out/".notes", ignore_errors=True)
+    (out/NOTE).unlink(missing_ok=True) # the manifest has the options
     return out
 
 # %% ../nbs/03_frozen.ipynb #c056

@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import tiny
 from PIL import Image
 
 from r3nb import core, frozen
