@@ -37,7 +37,7 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text,
                        worker_pool, write_json, write_jsonl, write_manifest)
-from .core import NOTE, changed, check_out, files_in, put_json, remove_leftovers, settle, swap
+from .core import NOTE, changed, check_out, files_in, locked, put_json, remove_leftovers, settle, swap
 from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_digests, own_kind, own_sources
 from .corrupt import main as gallery_main
 from .data import stratified_sample
@@ -468,10 +468,17 @@ def freeze(
     "Write a frozen set; goes on where a killed run stopped"
     records, out, key = freeze_records(cfg), Path(cfg.out), freeze_key(cfg)
     if may_replace(cfg, out, key): return done_with(out)
+    lock = Path(f"{out}.part.lock")
+    with locked(lock, f"{out}: another run is freezing this set; wait for it, or name another folder", 0):
+        try: return _freeze(cfg, records, out, key)
+        finally: lock.unlink(missing_ok=True)
+
+def _freeze(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
+    "Freeze under a lock"
     part, shards = Path(f"{out}.part"), plan_shards(records, conditions_of(cfg.damage, cfg.levels, cfg.seeds))
     run_dir_fresh(part, key, {k: v for k, v in asdict(cfg).items() if k not in ("out", "overwrite")}, cfg.overwrite, set_file)
     settle(part) # it was not complete
-    for at in (part, part/".notes"): remove_leftovers(at)
+    for at in (part, part/".notes"): remove_leftovers(at, held=True)
     todo = [s for s in shards if not ((part/s.notes).is_file() and (part/s.name).is_file())]
     if todo:
         done = sum(f.stat().st_size for f in part.glob("data-*.arrow"))
