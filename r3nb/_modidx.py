@@ -801,6 +801,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'r3nb.frozen.VerifyConfig': ('frozen.html#verifyconfig', 'r3nb/frozen.py'),
                              'r3nb.frozen._at_desk': ('frozen.html#_at_desk', 'r3nb/frozen.py'),
                              'r3nb.frozen._fidelity': ('frozen.html#_fidelity', 'r3nb/frozen.py'),
+                             'r3nb.frozen._fill_set': ('frozen.html#_fill_set', 'r3nb/frozen.py'),
                              'r3nb.frozen._freeze': ('frozen.html#_freeze', 'r3nb/frozen.py'),
                              'r3nb.frozen._open_desk': ('frozen.html#_open_desk', 'r3nb/frozen.py'),
                              'r3nb.frozen._restore': ('frozen.html#_restore', 'r3nb/frozen.py'),

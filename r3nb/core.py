@@ -185,6 +185,7 @@ def _for_device(target:Path)->Iterator[Path]:
         yield (part := Path(d)/f"whole{target.suffix}")
         with open(part, "rb") as a, open(target, "wb") as b: shutil.copyfileobj(a, b)
 
+# %% ../nbs/00_core.ipynb #f012
 @contextmanager
 def atomic_path(
     path, # the file that will exist, whole, after the block
@@ -1021,6 +1022,7 @@ def locked(
         if wait is not None and time.monotonic() - begun >= wait: raise ConfigError(busy or f"{path}: another process holds this lock; wait for it")
         time.sleep(.2)
 
+# %% ../nbs/00_core.ipynb #f078
 def is_locked(path)->bool: # the file that `locked` was given
     "Does a process hold this lock? Writes nothing"
     try: f = open(through(path), "rb")
@@ -1106,6 +1108,7 @@ def keep_other(
     if overwrite or not out.is_file() or not out.stat().st_size or _same_content(out, Path(part)): return
     raise ConfigError(f"{out}: this file is there, with other content than these options and inputs give; name another, or add --overwrite to replace it")
 
+# %% ../nbs/00_core.ipynb #f081
 @contextmanager
 def replaced(
     out, # the file that will exist, whole, after the block

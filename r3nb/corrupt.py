@@ -462,6 +462,7 @@ def claim_gallery(
     content = [sha256_file(p) for p in pictures if Path(p).is_file()] + ([sha256_file(cfg.source)] if Path(cfg.source).is_file() else [])
     run_dir_fresh(cfg.out, fingerprint([options, content, own_digests(cfg.families)]), options, cfg.overwrite, of_gallery)
 
+# %% ../nbs/03_corrupt.ipynb #f074
 def gallery(
     cfg:CorruptConfig, # what to show
 )->Path: # the folder with the result

@@ -200,6 +200,7 @@ def _card_licence(place):
         raise
     except (YAMLError, ValueError): return None
 
+# %% ../nbs/01_download.ipynb #f024
 def _card_text(place, folder:Path)->str:
     "The README of a repository, fetched without the cache of the library, which would be locked"
     held = try_to_load_from_cache(place.repo, "README.md", repo_type=place.kind, revision=place.revision)
@@ -777,6 +778,7 @@ def explained(
         if disk := disk_fault(e): raise disk_words(disk, what) from e
         raise
 
+# %% ../nbs/01_download.ipynb #f077
 @contextmanager
 def _tidied(folder:Path)->Iterator[None]:
     "Remove a folder after the block if nothing is left in it"

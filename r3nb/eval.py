@@ -483,6 +483,7 @@ def check_rows(
     said = "; ".join(f"{k} {', '.join(map(str, v))}" for k in ("mode", "level", "seed", "damage") if (v := sorted({r.get(k, "drawn") for r in rest})))
     raise ConfigError(f"{out} holds {len(rest)} finished answers that these options do not ask for ({said}); ask for these too, name another out_dir, or add --overwrite to drop them")
 
+# %% ../nbs/08_eval.ipynb #f040
 def check_copy(
     path:str, # the second place of the summary; may be empty
     out:Path, # where the first one is

@@ -462,6 +462,7 @@ def may_replace(
     if foreign := [f for f in files_in(out) if not set_file(f)]: raise ConfigError(f"{out} holds files that r3nb_corrupt did not make ({', '.join(foreign[:3])}); move them away")
     return False
 
+# %% ../nbs/03_frozen.ipynb #f051
 def freeze(
     cfg:FreezeConfig, # what to freeze
 )->Path: # the finished folder
@@ -470,10 +471,10 @@ def freeze(
     if may_replace(cfg, out, key): return done_with(out)
     lock = Path(f"{out}.part.lock")
     with locked(lock, f"{out}: another run is freezing this set; wait for it, or name another folder", 0):
-        try: return _freeze(cfg, records, out, key)
+        try: return _fill_set(cfg, records, out, key)
         finally: lock.unlink(missing_ok=True)
 
-def _freeze(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
+def _fill_set(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
     "Freeze under a lock"
     part, shards = Path(f"{out}.part"), plan_shards(records, conditions_of(cfg.damage, cfg.levels, cfg.seeds))
     run_dir_fresh(part, key, {k: v for k, v in asdict(cfg).items() if k not in ("out", "overwrite")}, cfg.overwrite, set_file)

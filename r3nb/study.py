@@ -583,6 +583,7 @@ def variants_of(
         runs.append(run)
     return runs
 
+# %% ../nbs/11_study.ipynb #f065
 def _give_way(home:Path, stage:str)->None:
     "Remove a stage that another run makes from now on; files of somebody else are in the way"
     here, noted = home/stage, read_book(home).get(stage, {}).get("files")

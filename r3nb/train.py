@@ -862,6 +862,7 @@ def of_run(name: str)->bool:
     "Is this path in the folder of a run one that training writes?"
     return name in ("run.json", "manifest.json", "history.jsonl") or bool(re.match(r"(checkpoints/step_\d+|tensorboard|failed_step_\d+)/", name))
 
+# %% ../nbs/06_train.ipynb #f053
 def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     "Write down what this run is, or check that the folder's run is the same."
     options = {k: v for k, v in asdict(cfg).items() if k not in (*FREE_OPTIONS, *PATH_OPTIONS)}
