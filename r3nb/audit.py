@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BARS', 'HEADS', 'AuditConfig', 'records_by_split', 'draw_sample', 'target_of', 'rank_scores', 'search_block', 'judge',
            'mean', 'answer_rows', 'recall_rows', 'measure', 'split_hashes', 'duplicate_rows', 'markdown',
-           'answer_panel', 'recall_panel', 'audit_figure', 'run_audit', 'main']
+           'answer_panel', 'recall_panel', 'audit_figure', 'of_audit', 'run_audit', 'main']
 
 # %% ../nbs/10_audit.ipynb #c003
 from collections import defaultdict
@@ -18,6 +18,7 @@ from matplotlib.ticker import PercentFormatter
 
 from .core import (ConfigError, DataError, atomic_path, console, open_image, parse_cli, progress, read_records, resolve_image, rng, write_json,
                        write_manifest)
+from .core import fingerprint, run_dir_fresh, settle, sha256_file
 from .corrupt import corrupt
 from .figures import INK, STYLE, save
 from .indices import CHANNELS, EvidenceIndex, encode_queries, hamming, hash_bytes, leakage_audit, near_copies
@@ -37,6 +38,7 @@ class AuditConfig:
     max_queries: int = 1000 # questions per split that are searched for, drawn with the seed; 0 takes all
     batch_size: int = 32 # questions per search
     seed: int = 0 # of the draw, of the damage and of random evidence
+    overwrite: bool = False # replace an audit of other options
 
     def __post_init__(self):
         if not self.jsonl: raise ConfigError("jsonl: no file given; name at least one unified JSONL")
@@ -236,10 +238,14 @@ HEADS = {"answers": "How often the evidence contains the answer (whole words)",
          "near copies": "Pictures with a near copy under another id",
          "leaks": "What could give answers away (own page: normal for training records)"}
 
+def of_audit(name: str) -> bool: return name in ("manifest.json", *(f"audit.{k}" for k in ("json", "md", "png", "pdf")))
+
 def run_audit(cfg: AuditConfig) -> dict: # what `audit.json` holds
     "Audit an index with some data files, and write the results."
     index = EvidenceIndex.load(cfg.index_dir, image_root=cfg.image_root or None)
     splits, out = records_by_split(cfg, index.image_root), Path(cfg.out_dir)
+    options = {k: v for k, v in asdict(cfg).items() if k not in ("out_dir", "overwrite")}
+    run_dir_fresh(out, fingerprint([options, index.fingerprint, [sha256_file(f) for f in cfg.jsonl]]), options, cfg.overwrite, of_audit)
     copies, examples = duplicate_rows(split_hashes(index, splits))
     answers, recalls = measure(index, splits, cfg)
     leaks = {split: leakage_audit(index, records) for split, records in splits.items()}
@@ -251,6 +257,7 @@ def run_audit(cfg: AuditConfig) -> dict: # what `audit.json` holds
     result = tables | dict(index=index.info, near_copy_examples=examples, leak_examples={s: f["examples"] for s, f in leaks.items()})
     write_json(out/"audit.json", result)
     write_manifest(out, asdict(cfg), {"audit": cfg.seed}, cfg.jsonl, [out/f"audit.{k}" for k in ("json", "md", "png", "pdf")])
+    settle(out)
     return result
 
 @console

@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from .core import ConfigError, DataError, console, nearest, parse_cli, read_json, read_jsonl, sha256_file, sha256_text, write_json, write_jsonl
+from .core import ConfigError, DataError, check_out, console, nearest, parse_cli, put_json, read_json, read_jsonl, sha256_file, sha256_text, write_json, write_jsonl
 from .data import markdown_table
 from .metrics import (NO_ANSWER, VERDICTS, calibration, detectable_difference, holm, paired_bootstrap, rank_correlation, resample, score, spread,
                           stands_in, verdict, word_line)
@@ -629,6 +629,7 @@ class CompareConfig:
     power: list[int] = field(default_factory=list) # also show which difference so many questions of this kind would detect
     n_boot: int = 10_000 # resamples of pages
     out_json: str = "" # a file for the table
+    overwrite: bool = False # replace such a file with other content
 
     def __post_init__(self):
         for c in self.by:
@@ -832,11 +833,12 @@ def comparison_md(
 def main(argv=None):
     "Entry point of `r3nb_compare` and `python -m r3nb.compare`"
     cfg = parse_cli(CompareConfig, argv, prog="r3nb_compare")
+    if cfg.out_json: check_out(cfg.out_json, cfg.predictions)
     found = compare_files(cfg)
     for k, f in found["files"].items(): print(f"{k}: {f['path']}, {f['answers']:,} answers, sha256 {f['sha256'][:12]}")
     print("\n".join(["", f"{cfg.value} in points, a − b with 95% intervals from {cfg.n_boot:,} resamples of pages", *(f"* {n}" for n in found["notes"])]))
     for t in found["comparisons"]: print("\n" + comparison_md(t, cfg.by))
-    if cfg.out_json: write_json(cfg.out_json, found)
+    if cfg.out_json: put_json(cfg.out_json, found, cfg.overwrite)
 
 # %% ../nbs/07_compare.ipynb #d019
 TEST_QUESTIONS = 3288 # questions in the public test split of InfographicVQA
@@ -849,6 +851,7 @@ class SubmissionConfig:
     mode: str = "" # whose answers; may be empty when the file has one mode only
     level: float = 0.0 # under which level of damage
     seed: int|None = None # under which seed; may be left out when the level has one only
+    overwrite: bool = False # replace a file with other content
 
 def question_id(r:dict, where:str)->int:
     "The number by which the test server knows a question"
@@ -861,6 +864,7 @@ def submission(
     cfg:SubmissionConfig, # options
 )->list[dict]: # entries, by ascending question id
     "Write and return the entries of a submission file"
+    check_out(cfg.out, [cfg.predictions])
     rows = [(line, r) for line, r in read_jsonl(cfg.predictions) if r.get("dataset") == "infovqa" and r.get("damage", DRAWN) == DRAWN]
     if not rows: raise DataError(f"{cfg.predictions}: no answers to questions of infovqa; evaluate infovqa_unified_test.jsonl with --no_answers")
     for what, asked, read in (("mode", cfg.mode or None, lambda r: r["mode"]), ("level", cfg.level, lambda r: float(r["level"])), ("seed", cfg.seed, lambda r: int(r["seed"]))):
@@ -875,7 +879,7 @@ def submission(
         if not isinstance(r["prediction"], str): raise DataError(f"{where}: the answer should be a string, found {r['prediction']!r}")
         found[q] = line, r["prediction"]
     out = [{"questionId": q, "answer": found[q][1]} for q in sorted(found)]
-    write_json(cfg.out, out)
+    put_json(cfg.out, out, cfg.overwrite)
     return out
 
 @console

@@ -11,8 +11,8 @@ __all__ = ['TMP_PREFIX', 'MAIN_PACKAGES', 'REDRAW', 'NOTE', 'ASIDE', 'R3Error', 
            'named_fault', 'rng', 'seed_everything', 'sha256_text', 'sha256_file', 'fingerprint', 'code_dir',
            'git_state', 'write_manifest', 'split_list', 'convert', 'no_option', 'from_dict', 'example_of', 'parse_cli',
            'run_command', 'machine_fault', 'secret', 'console', 'Lines', 'redraws', 'progress', 'worker_pool', 'locked',
-           'is_locked', 'changed', 'files_in', 'write_note', 'may_fill', 'check_out', 'replaced', 'run_dir_fresh',
-           'settle']
+           'is_locked', 'changed', 'files_in', 'write_note', 'may_fill', 'check_out', 'keep_other', 'replaced',
+           'put_json', 'run_dir_fresh', 'set_aside', 'settle']
 
 # %% ../nbs/00_core.ipynb #c003
 import argparse
@@ -168,15 +168,17 @@ def _alive(pid:int)->bool:
 def leftovers(
     folder, # where to look
     names=None, # the files or folders that were to be written, by their final names; None takes any
+    held:bool=False, # is the folder held by a lock, so that nobody else can be writing in it?
 )->list[Path]:
     "What processes that are gone were writing when they ended"
     folder, wanted = Path(folder), None if names is None else {_short(n) for n in names}
-    found = [(p, m) for p in (sorted(folder.iterdir()) if folder.is_dir() else ()) if (m := _TMP.fullmatch(p.name))]
-    return [p for p, m in found if (wanted is None or m[3] in wanted) and m[1] == _here() and not _alive(int(m[2], 16))]
+    found = [(p, _TMP.fullmatch(p.name)) for p in (sorted(folder.iterdir()) if folder.is_dir() else ()) if p.name.startswith(TMP_PREFIX)]
+    ended = lambda m: held if m is None or m[1] != _here() else not _alive(int(m[2], 16))
+    return [p for p, m in found if (wanted is None or m and m[3] in wanted) and ended(m)]
 
-def remove_leftovers(folder, names=None)->None:
+def remove_leftovers(folder, names=None, held=False)->None:
     "Remove what `leftovers` finds"
-    for p in leftovers(folder, names): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
+    for p in leftovers(folder, names, held): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #c012e
 def through(
@@ -184,7 +186,7 @@ def through(
 )->Path: # the same, or what the symbolic link there names
     "Follow a symbolic link to the place that it stands for; one that leads in a circle is an error"
     path = Path(path)
-    if not path.is_symlink(): return path
+    if not path.is_symlink() or path.exists() and not (path.is_file() or path.is_dir()): return path # `/dev/stdout` names a pipe
     full = Path(os.path.realpath(path))
     if full.is_symlink(): raise ConfigError(f"{path}: this symbolic link leads back to itself; remove it")
     return full
@@ -196,6 +198,7 @@ def _for_device(target:Path)->Iterator[Path]:
         yield (part := Path(d)/f"whole{target.suffix}")
         with open(part, "rb") as a, open(target, "wb") as b: shutil.copyfileobj(a, b)
 
+# %% ../nbs/00_core.ipynb #f012
 @contextmanager
 def atomic_path(
     path, # the file that will exist, whole, after the block
@@ -261,7 +264,8 @@ def _dumps(obj, **kwargs)->str:
         if not text.isascii(): text.encode("utf-8")
         return text
     except UnicodeEncodeError as e:
-        raise DataError(f"{printable(e.object[max(0, e.start - 60):e.end + 20])!r}: holds bytes that are not UTF-8; rename the file or mend the text") from None
+        near = " ".join(printable(e.object[max(0, e.start - 60):e.end + 20]).split())
+        raise DataError(f"'{near}': holds bytes that are not UTF-8; rename the file or mend the text") from None
     except (TypeError, ValueError) as e:
         raise DataError(f"cannot be written as JSON: {e}; use None for a missing value, and plain types") from e
 
@@ -1038,7 +1042,7 @@ def machine_fault(
     if isinstance(e, OSError) and e.errno in _CLOSED: return f"cannot read or write{where}: {e.strerror}; check the path and its permissions"
     if isinstance(e, OSError) and e.errno in _NO_LOCKS: return f"the file system cannot do what was asked{where}: {e.strerror}; use a folder on a local disk"
     if isinstance(e, UnicodeEncodeError) and e.encoding.replace("-", "").lower() == "utf8":
-        return f"{printable(e.object)!r:.300}: holds bytes that are not UTF-8; rename the file or mend the text"
+        return f"'{printable(e.object):.300}': holds bytes that are not UTF-8; rename the file or mend the text"
     return ""
 
 # %% ../nbs/00_core.ipynb #c069t
@@ -1241,6 +1245,7 @@ def locked(
         if wait is not None and time.monotonic() - begun >= wait: raise ConfigError(busy or f"{path}: another process holds this lock; wait for it")
         time.sleep(.2)
 
+# %% ../nbs/00_core.ipynb #f078
 def is_locked(path)->bool: # the file that `locked` was given
     "Does a process hold this lock? Writes nothing"
     try: f = open(through(path), "rb")
@@ -1294,7 +1299,7 @@ def may_fill(
     if not folder.is_dir() or not any(folder.iterdir()): return False
     note = read_json(folder/NOTE) if (folder/NOTE).is_file() else {}
     if note.get("command") != command:
-        raise ConfigError(f"{folder}: this folder is not empty and was not made by {command}; name another, or empty it yourself")
+        raise ConfigError(f"{folder}: this folder is not empty and was not written by {command}; name another, or empty it yourself")
     said, foreign = changed(note["options"], options), sorted({*files_in(folder)} - {*note["files"], NOTE})
     if not said and not overwrite: return True
     if not overwrite: raise ConfigError(f"{folder} holds a result of other options ({said}); name another folder, or add --overwrite to replace it")
@@ -1316,6 +1321,17 @@ def check_out(
 def _same_content(a:Path, b:Path)->bool:
     return a.stat().st_size == b.stat().st_size and sha256_file(a) == sha256_file(b)
 
+def keep_other(
+    out, # the file to write
+    part, # what would be written
+    overwrite:bool, # may it replace other content?
+)->None:
+    "Refuse to replace a file by one with other content"
+    out = Path(out)
+    if overwrite or not out.is_file() or not out.stat().st_size or _same_content(out, Path(part)): return
+    raise ConfigError(f"{out}: this file is there, with other content than these options and inputs give; name another, or add --overwrite to replace it")
+
+# %% ../nbs/00_core.ipynb #f081
 @contextmanager
 def replaced(
     out, # the file that will exist, whole, after the block
@@ -1324,8 +1340,16 @@ def replaced(
     "As `atomic_path`, but a file with other content stays"
     with atomic_path(out) as part:
         yield part
-        if not overwrite and Path(out).is_file() and Path(out).stat().st_size and not _same_content(Path(out), part):
-            raise ConfigError(f"{out}: this file is there, with other content than these options and inputs give; name another, or add --overwrite to replace it")
+        keep_other(out, part, overwrite)
+
+def put_json(
+    out, # the file to write
+    obj, # as for `write_json`
+    overwrite:bool=False, # may it replace one with other content?
+)->Path: # the same path
+    "Write a result of a command as JSON; another result stays"
+    with replaced(out, overwrite) as p: p.write_text(_dumps(obj, indent=2) + "\n", encoding="utf-8")
+    return Path(out)
 
 # %% ../nbs/00_core.ipynb #c081h
 ASIDE = ".replaced" # where the files of a run wait until the one that replaces it is complete
@@ -1347,7 +1371,7 @@ def run_dir_fresh(
         raise ConfigError(f"{out_dir}: this folder is not empty and was not made by r3nb; name another, or empty it yourself")
     if had not in (None, "emptying") and not overwrite: raise ConfigError(_other_run(out_dir, options))
     with atomic_path(mark) as p: p.write_text("emptying", encoding="utf-8")
-    _set_aside(out_dir, ours, again=had == "emptying")
+    set_aside(out_dir, ours, again=had == "emptying")
     if options is not None: write_json(out_dir/NOTE, {"options": options})
     with atomic_path(mark) as p: p.write_text(key, encoding="utf-8")
     return False
@@ -1360,7 +1384,11 @@ def _other_run(out_dir:Path, options:dict|None)->str:
     what = f"of other options ({said})" if said else "made from other data, options, or by another version of the code"
     return f"{out_dir} holds a result {what}; name another folder, or add --overwrite to replace it"
 
-def _set_aside(out_dir:Path, ours:Callable, again:bool)->None:
+def set_aside(
+    out_dir:Path, # the folder of a run
+    ours:Callable, # is this path one of a run's files?
+    again:bool=False, # go on with a setting aside that was interrupted?
+)->None:
     "Move the files of a run into its folder `.replaced`; where that holds a complete run, this one was not, and goes"
     keep = out_dir/ASIDE
     moving = again or not keep.exists()

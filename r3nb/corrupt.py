@@ -7,8 +7,8 @@ __all__ = ['IMAGE_FAMILIES', 'TEXT_FAMILIES', 'SHARPNESS', 'TARGETS', 'WIDE', 'M
            'OVERVIEW', 'draw_families', 'gaussian_blur', 'motion_blur', 'downsample', 'jpeg', 'gaussian_noise',
            'low_light', 'colour_jitter', 'occlusion', 'crop', 'working_size', 'damage_image', 'similarity_map',
            'damage_text', 'run_own', 'own_kind', 'own_sources', 'own_digests', 'Corrupted', 'corrupt', 'image_sha256',
-           'manifest_row', 'corruption_manifest', 'CorruptConfig', 'gallery_samples', 'gallery_figure', 'gallery',
-           'main']
+           'manifest_row', 'corruption_manifest', 'CorruptConfig', 'gallery_samples', 'gallery_figure', 'of_gallery',
+           'claim_gallery', 'gallery', 'main']
 
 # %% ../nbs/03_corrupt.ipynb #c003
 import functools
@@ -18,7 +18,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from rapidfuzz.distance import Levenshtein
 
 from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, console, fingerprint, import_named, nearest, open_image, parse_cli,
     progress, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl, write_manifest)
+from .core import run_dir_fresh, settle
 from .data import Problems
 from .ocr import find_images
 
@@ -431,6 +432,7 @@ class CorruptConfig:
     families: list[str] = field(default_factory=list) # families by name, `image`, `text`, or your own as package.module:function; empty for each sample's own draw
     target: str = "pseudo_text" # text to damage: pseudo_text, question or none
     max_samples: int = 8 # at most so many samples, evenly spread over the source
+    overwrite: bool = False # replace a gallery of other options
 
 def gallery_samples(
     cfg:CorruptConfig, # where to look
@@ -462,7 +464,7 @@ def gallery_figure(
             axes[2*i][j].set_title(f"λ = {c.level:g}", fontsize=8)
             axes[2*i + 1][j].imshow(c.c_vis_map, vmin=0, vmax=1, cmap="viridis")
             axes[2*i + 1][j].set_title(f"image {c.c_vis:.2f}, text {c.c_text:.2f}", fontsize=7)
-        label = f"{row[0].sample_id}: {', '.join(row[0].families)}"
+        label = f"{row[0].sample_id}: {', '.join(row[0].families)}".replace("$", r"\$") # no formula
         axes[2*i][0].text(0, 1.12, label, fontsize=7, transform=axes[2*i][0].transAxes, in_layout=False)
     for a in axes.flat: a.set_axis_off()
     return fig
@@ -484,6 +486,18 @@ def _show_sample(i:int, record:QARecord, path:Path, cfg:CorruptConfig)->tuple[li
 # %% ../nbs/03_corrupt.ipynb #c074
 OVERVIEW = 40 # samples in the overview; no picture file is higher than 65,535 pixels
 
+def of_gallery(name:str)->bool: return name in ("gallery.png", "corruption.jsonl", "texts.jsonl", "manifest.json") or bool(re.fullmatch(r"images/\d+_[^/]*\.png", name))
+
+def claim_gallery(
+    cfg:CorruptConfig, # what will be shown
+    pictures:list, # files of the samples
+)->None:
+    "Refuse a folder with anything but this gallery"
+    options = {k: v for k, v in asdict(cfg).items() if k not in ("out", "overwrite")}
+    content = [sha256_file(p) for p in pictures if Path(p).is_file()] + ([sha256_file(cfg.source)] if Path(cfg.source).is_file() else [])
+    run_dir_fresh(cfg.out, fingerprint([options, content, own_digests(cfg.families)]), options, cfg.overwrite, of_gallery)
+
+# %% ../nbs/03_corrupt.ipynb #f074
 def gallery(
     cfg:CorruptConfig, # what to show
 )->Path: # the folder with the result
@@ -491,6 +505,7 @@ def gallery(
     if not cfg.levels: raise ConfigError("levels is empty; name at least one, such as --levels 0,0.4,0.8")
     out, bad, grid, rows, texts, paths = Path(cfg.out), Problems(), [], [], [], []
     samples = gallery_samples(cfg)
+    claim_gallery(cfg, [p for _, p in samples])
     (out/"images").mkdir(parents=True, exist_ok=True)
     for i, (record, path) in enumerate(progress(samples, "corrupt", unit="images")):
         try: shown = _show_sample(i, record, path, cfg)
@@ -502,6 +517,7 @@ def gallery(
     write_jsonl(out/"corruption.jsonl", rows); write_jsonl(out/"texts.jsonl", texts)
     write_manifest(out, cfg, dict(corruption=cfg.seed, fingerprint=mark), [*paths, *own_sources(cfg.families)], [out/"corruption.jsonl"])
     if len(paths) > len(grid): print(f"the overview shows the first {len(grid)} of {len(paths)} samples, {out/'images'} has all of them")
+    settle(out)
     bad.check()
     return out
 

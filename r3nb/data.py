@@ -29,8 +29,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, console, counted, from_dict, nearest, open_image,
-                       page_count, parse_cli, progress, read_json, read_jsonl, read_records, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
+from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, check_out, console, counted, from_dict, keep_other, nearest, open_image,
+                       page_count, parse_cli, progress, read_json, read_jsonl, read_records, replaced, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
 
 # %% ../nbs/01_data.ipynb #c006
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ class UnifyConfig:
     splits: list[str] = field(default_factory=list) # which of train,val,test; empty: those that the raw folder has
     text_from: Literal["auto", "cache", "column", "none"] = "auto" # source of the text; auto: the cache if given, else the dataset's own OCR column if it has one
     workers: int = 4 # threads that check images
+    overwrite: bool = False # replace unified files that other options or inputs gave
 
     def __post_init__(self):
         text_source(self, spec := folder_spec(self.dataset, self.raw_dir))
@@ -478,8 +479,10 @@ def unify(
         _look(u)
         u.problems.check()
         out = {split: Path(cfg.out_dir)/f"{cfg.dataset}_unified_{split}.jsonl" for split in u.files}
+        for path in out.values(): check_out(path, [cfg.ocr_cache, *u.files.values()])
         parts = {split: stack.enter_context(atomic_path(path)) for split, path in out.items()}
         for split, part in parts.items(): write_jsonl(part, _records(u, split, u.files[split]))
+        for split, part in parts.items(): keep_other(out[split], part, cfg.overwrite)
         _more_pages(u)
     _report(u)
     return out
@@ -633,12 +636,14 @@ def merge(
     compare:str="pixels", # `pixels` or `files`: what makes two images the same
     workers:int=4, # threads that read images
     drop_shared:bool=False, # leave out rows whose picture was met before in another split, instead of refusing them?
+    overwrite:bool=False, # replace a file with other content?
 )->list[dict]: # the table of counts
     "Join unified files into one, with checks; print a table per dataset and split"
     inputs, against = list(inputs), list(against)
     if not inputs: raise ConfigError("inputs: no file given; name at least one unified JSONL file")
     if (against or drop_shared) and image_root is None: raise ConfigError("against, drop_shared: images are compared by content, which needs image_root; name the folder of the images")
     if workers < 1: raise ConfigError(f"workers: {workers} threads cannot read anything; use 1 or more")
+    check_out(out, [*inputs, *against])
     with scratch(_Merger.TABLES) as db:
         m = _Merger(db)
         for path in against: m.read(path, own=False)
@@ -647,7 +652,7 @@ def merge(
         _check_images(m, image_root, compare, workers, drop_shared)
         m.problems.check()
         total, pictures = m.tally.total(), db.execute("select count(*) from dropped").fetchone()[0]
-        with atomic_path(out) as part:
+        with replaced(out, overwrite) as part:
             write_jsonl(part, progress(_kept(m, inputs), "write", total, "records"))
             if not m.tally.total(): raise DataError(f"{', '.join(map(str, inputs))}: every picture occurs in another split, nothing is left to write")
         table = _table(m)
@@ -740,6 +745,7 @@ class MergeConfig:
     compare: Literal["pixels", "files"] = "pixels" # what makes two images the same: their decoded pixels, or the bytes of their files
     workers: int = 4 # threads that read images
     drop_shared: bool = False # leave out rows whose picture was met before in another split, instead of refusing them
+    overwrite: bool = False # replace a file with other content
 
 @console
 def unify_main(argv=None):
@@ -750,4 +756,4 @@ def unify_main(argv=None):
 def merge_main(argv=None):
     "Console script `r3nb_merge`"
     cfg = parse_cli(MergeConfig, argv, "r3nb_merge")
-    merge(cfg.inputs, cfg.out, cfg.image_root, cfg.against, cfg.compare, cfg.workers, cfg.drop_shared)
+    merge(cfg.inputs, cfg.out, cfg.image_root, cfg.against, cfg.compare, cfg.workers, cfg.drop_shared, cfg.overwrite)

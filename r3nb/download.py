@@ -200,6 +200,7 @@ def _card_licence(place):
         raise
     except (YAMLError, ValueError): return None
 
+# %% ../nbs/01_download.ipynb #f024
 def _card_text(place, folder:Path)->str:
     "The README of a repository, fetched without the cache of the library, which would be locked"
     held = try_to_load_from_cache(place.repo, "README.md", repo_type=place.kind, revision=place.revision)
@@ -778,6 +779,15 @@ def explained(
         if disk := disk_fault(e): raise disk_words(disk, what) from e
         raise
 
+# %% ../nbs/01_download.ipynb #f077
+@contextmanager
+def _tidied(folder:Path)->Iterator[None]:
+    "Remove a folder after the block if nothing is left in it"
+    try: yield
+    finally:
+        try: folder.rmdir()
+        except OSError: pass # there is work to go on with, or another download has begun
+
 @contextmanager
 def holding(
     folder:Path, # the folder to write to; it is made if missing
@@ -787,11 +797,11 @@ def holding(
     path = folder/".download"/"lock"
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise disk_words(e, str(folder)) from e
-    with locked(path, f"{folder}: another download is writing here; wait for it, or choose another folder", 0):
-        with explained(str(folder)): yield
-        if left := all(p.name in ("lock", ".lock.held") for p in path.parent.iterdir()): path.unlink()
-    try: left and path.parent.rmdir()
-    except OSError: pass # another download has begun
+    with _tidied(path.parent), locked(path, f"{folder}: another download is writing here; wait for it, or choose another folder", 0):
+        try:
+            with explained(str(folder)): yield
+        finally:
+            if all(p.name in ("lock", ".lock.held") for p in path.parent.iterdir()): path.unlink()
 
 def plan_jobs(cfg:DownloadConfig)->list[Job]:
     "One job for each split wanted, at the revision asked for"

@@ -304,6 +304,7 @@ def identity(shard: dict) -> dict: # a row of `shard.json`
     return {"set of records or pictures": shard["plan"], "number of shards": shard["num_shards"], "batch size": shard["batch_size"],
             "text encoder": shard["text"]["fingerprint"], "image encoder": shard["image"]["fingerprint"]}
 
+# %% ../nbs/04_encoders.ipynb #f044
 def build_shard(
     out_dir: str | Path, # folder of the index
     plan: Path, # from `shared_plan`

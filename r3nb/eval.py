@@ -9,10 +9,10 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of',
            'LastPictures', 'same_pictures', 'device_of', 'weights_folder', 'checkpoints_of', 'with_dtype',
            'check_models', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row',
-           'content_of', 'run_key', 'same_own', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part',
-           'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep', 'open_index',
-           'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
-           'frozen_report', 'inputs_line', 'evaluate', 'main']
+           'content_of', 'run_facts', 'run_key', 'same_own', 'own_file', 'check_rows', 'check_copy', 'by_length',
+           'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers',
+           'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery',
+           'copy_page', 'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -35,8 +35,9 @@ from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summa
 from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_path, code_dir, console, fingerprint, named_fault, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
+from .core import check_out, settle
 from .corrupt import own_digests, own_sources
-from .endpoint import Endpoint, EndpointOptions, check_endpoint, endpoint_report, named, open_collator
+from .endpoint import FAILED, NOTE, Endpoint, EndpointOptions, check_endpoint, endpoint_report, named, open_collator
 from .frozen import Condition, FreshInputs, FrozenInputs, Pages, check_conditions, conditions_of, damage_key, reader_of
 from .metrics import score, task_metric
 
@@ -148,6 +149,7 @@ class EvalConfig(SweepOptions, EndpointOptions, BudgetOptions):
     out_dir: str = "eval" # folder of predictions, summary and manifest
     out_json: str = "" # a second place for the summary
     rescore: str = "" # a predictions file: score it again and stop, no model needed
+    overwrite: bool = False # replace results of other options in out_dir, and drop answers that these options do not ask for
 
 # %% ../nbs/08_eval.ipynb #c014
 def modes_of(
@@ -549,7 +551,7 @@ META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_typ
 
 # %% ../nbs/08_eval.ipynb #c040
 FREE = ("eval_mode", "ablation_mode", "corruption_levels", "ablation_levels", "seeds", "damage", "clean_only", "disable_corruption", "batch_size", "threads", "workers", "n_boot",
-        "out_dir", "out_json", "rescore", "frozen", "ocr_cache", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
+        "out_dir", "out_json", "overwrite", "rescore", "frozen", "ocr_cache", "concurrency", "retries", "timeout", *ABLATIONS.values()) # options that change which rows there are, or nothing, but never a row
 
 def content_of(path)->str:
     "A hash of a file or folder; very large files count by name and size"
@@ -559,15 +561,17 @@ def content_of(path)->str:
     small = lambda f: sha256_file(f) if f.stat().st_size < 2**28 else f.stat().st_size
     return fingerprint([(f.relative_to(path).as_posix(), small(f)) for f in files])
 
-def run_key(
+def run_facts(
     cfg:EvalConfig, # options of the run
-)->str: # equal for runs whose rows may share a file
-    "A fingerprint of everything that can change a row"
+)->dict: # equal for runs whose rows may share a file
+    "Everything that can change a row, by name"
     files = ("model_name", "tokenizer", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
     code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "ocr", "corrupt", "frozen", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
     options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint),
                "frozen": read_json(Path(cfg.frozen)/"manifest.json").get("fingerprint") if cfg.frozen else None}
-    return fingerprint([options, {k: content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)}, code])
+    return options | {f"content of {k}": content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)} | {"code": fingerprint(code)}
+
+def run_key(cfg:EvalConfig)->str: return fingerprint(run_facts(cfg))
 
 # %% ../nbs/08_eval.ipynb #c040y
 def same_own(
@@ -581,6 +585,43 @@ def same_own(
     changed = [f for f in now if had.get(f, now[f]) != now[f]]
     if changed: raise ConfigError(f"{out}: its rows of {changed[0]} were made by other code than is there now; evaluate into another out_dir")
     if now: write_json(file, had | now)
+
+# %% ../nbs/08_eval.ipynb #e040p
+def own_file(
+    name:str, # a path in the folder of a run
+)->bool:
+    "Is this a file that an evaluation writes?"
+    return name in ("manifest.json", "own_families.json", SUMMARY, NOTE, FAILED, "examples/examples.json") or bool(
+        re.fullmatch(r"(predictions|corruption)(\.partial(\.\d+)?)?\.jsonl|examples/[^/]+\.png", name))
+
+def check_rows(
+    out:Path, # folder of a run
+    plan, # which rows belong to it
+    overwrite:bool, # may other rows be dropped?
+)->None:
+    "Refuse to drop answers that an earlier run has finished"
+    path = out/"predictions.jsonl"
+    if overwrite or not path.is_file(): return
+    rest = [r for _, r in read_jsonl(path) if row_key(r) not in plan]
+    if not rest: return
+    said = "; ".join(f"{k} {', '.join(map(str, v))}" for k in ("mode", "level", "seed", "damage") if (v := sorted({r.get(k, "drawn") for r in rest})))
+    raise ConfigError(f"{out} holds {len(rest)} finished answers that these options do not ask for ({said}); ask for these too, name another out_dir, or add --overwrite to drop them")
+
+# %% ../nbs/08_eval.ipynb #f040
+def check_copy(
+    path:str, # the second place of the summary; may be empty
+    out:Path, # where the first one is
+    settings:dict|None, # of the run, None for a rescoring
+    overwrite:bool, # may something else be replaced?
+    inputs=(), # files that are read
+)->None:
+    "Refuse a second place that holds anything but a summary of this run"
+    if not path or not (file := check_out(path, [*inputs, out/"predictions.jsonl", out/"corruption.jsonl"])).is_file() or overwrite or not file.stat().st_size: return
+    if (out/SUMMARY).is_file() and sha256_file(file) == sha256_file(out/SUMMARY): return
+    try: had = read_json(file)
+    except DataError: had = None
+    if settings is None or not isinstance(had, dict) or fingerprint(had.get("settings")) != fingerprint(settings):
+        raise ConfigError(f"out_json {path}: this file holds something else than a summary of this run; name another, or add --overwrite to replace it")
 
 # %% ../nbs/08_eval.ipynb #c042
 def by_length(
@@ -786,9 +827,9 @@ def sweep(
     index = check_controls(cfg, plan) if us.leads else None
     if us.leads:
         if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
-        run_dir_fresh(out, run_key(cfg))
+        run_dir_fresh(out, fingerprint(facts := run_facts(cfg)), facts, cfg.overwrite, own_file)
         same_own(cfg.damage, out)
-        (out/SUMMARY).unlink(missing_ok=True)
+        check_rows(out, plan, cfg.overwrite)
     us.wait()
     done = {k for f in row_files(out, "predictions") for _, r in read_partial(f) if (k := row_key(r)) in plan}
     todo = plan.parts(done)[us.rank::us.size]
@@ -828,6 +869,7 @@ def finish(
     plan:Plan, # which rows belong to it
 )->None:
     "Write the rows of the plan, sorted, in one step; then drop the unfinished files"
+    (out/SUMMARY).unlink(missing_ok=True) # of fewer rows, or of as many
     for name, key, keep in (("predictions", row_key, plan.__contains__), ("corruption", damage_key, plan.damaged)):
         files = row_files(out, name)
         place = {k: (i, at) for i, f in enumerate(files) for at, r in read_partial(f) if keep(k := key(r))}
@@ -943,6 +985,7 @@ def evaluate(
     cfg = settled(cfg)
     out = Path(cfg.out_dir)
     if cfg.threads: _torch_threads(cfg.threads)
+    if cfg.out_json and (us is None or us.leads): check_copy(cfg.out_json, out, settings_of(cfg), cfg.overwrite, [cfg.val_jsonl])
     path = sweep(cfg, readers, us)
     if us and not us.leads: return None
     summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "inputs_fingerprint": sha256_file(out/"corruption.jsonl"), "frozen": frozen_report(cfg, out)}
@@ -952,6 +995,7 @@ def evaluate(
     if cfg.out_json: write_json(cfg.out_json, summary)
     inputs = [p for p in (cfg.val_jsonl, cfg.index_dir, cfg.checkpoint_dir, cfg.lora_checkpoint_dir, cfg.model_name) if p and Path(p).exists()] + own_sources(cfg.damage)
     write_manifest(out, cfg, {"corruption": cfg.seeds, "sample": cfg.sample_seed}, inputs, [path, out/"corruption.jsonl", out/SUMMARY])
+    settle(out)
     return summary
 
 def _torch_threads(n:int):
@@ -964,6 +1008,7 @@ def main(argv=None):
     "Entry point of `r3nb_eval` and `python -m r3nb.eval`"
     cfg = parse_cli(EvalConfig, argv, prog="r3nb_eval")
     if cfg.rescore:
+        check_copy(cfg.out_json, Path(cfg.rescore).parent, None, cfg.overwrite, [cfg.rescore])
         summary = rescore(cfg.rescore, cfg.n_boot)
         if cfg.out_json: write_json(cfg.out_json, summary)
     else:

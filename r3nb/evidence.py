@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from .core import (ConfigError, DataError, atomic_path, fingerprint, picture_of, progress, read_json, read_records, rng, sha256_file,
     worker_pool, write_json)
+from .core import TMP_PREFIX, remove_leftovers
 from .corrupt import corrupt, own_digests
 from .indices import CHANNELS, EvidenceIndex, encode_queries
 from .model import QueryMemo
@@ -133,9 +134,11 @@ def fill(
     image_root: str|Path, # folder of their images
     n: int, # how many records
     workers: int = 1, # processes
+    overwrite: bool = False, # replace evidence for something else?
 )->Path: # the folder
     "Make the blocks that are missing."
-    claim(folder, grid)
+    claim(folder, grid, overwrite)
+    remove_leftovers(folder)
     todo = [b for b in range(-(-n // BLOCK)) if not block_file(folder, b).is_file()]
     args = (str(index_dir), str(jsonl), str(image_root))
     if workers < 2 and todo: _open(*args)
@@ -151,13 +154,17 @@ def differences(has: dict, wants: dict)->str:
     shown = lambda k: f"other {hashed[k]}" if k in hashed else f"{k} {has.get(k)!r}, not {wants[k]!r}"
     return "; ".join(shown(k) for k in wants if has.get(k) != wants[k])
 
-def claim(folder: str|Path, grid: Grid)->None:
+def claim(folder: str|Path, grid: Grid, overwrite: bool = False)->None: # overwrite: replace evidence for something else?
     "Write what a cache is for, or check that it is for the same."
     path, wants = Path(folder)/"evidence.json", asdict(grid)
     if path.is_file():
-        if other := differences(read_json(path), wants): raise ConfigError(f"{folder} holds evidence for something else ({other}); give another folder or delete it")
+        other = differences(read_json(path), wants)
+        if not other: return
+        if not overwrite: raise ConfigError(f"{folder} holds evidence for something else ({other}); give another folder, or add --overwrite to replace it")
+        for f in [path, *Path(folder).glob("block_*.npy")]: f.unlink()
+        write_json(path, wants)
     else:
-        if Path(folder).is_dir() and any(Path(folder).iterdir()): raise ConfigError(f"{folder} holds files that are no evidence cache; give an empty or new folder")
+        if Path(folder).is_dir() and any(not f.name.startswith(TMP_PREFIX) for f in Path(folder).iterdir()): raise ConfigError(f"{folder} holds files that are no evidence cache; give an empty or new folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(path, wants)
 

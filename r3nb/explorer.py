@@ -8,7 +8,6 @@ __all__ = ['DATASETS', 'OWN_PIXELS', 'DROP_ESM', 'DROP_CSS', 'OFFERED', 'shipped
            'arranged', 'Panel', 'main']
 
 # %% ../nbs/14_explorer.ipynb #c002
-import fcntl
 import io
 import logging
 import os
@@ -29,8 +28,9 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .core import (TMP_PREFIX, ConfigError, DataError, QARecord, R3Error, WorkerError, atomic_dir, code_dir, console, fingerprint, machine_fault,
+from .core import (ConfigError, DataError, QARecord, R3Error, WorkerError, atomic_dir, code_dir, console, fingerprint, machine_fault,
                        nearest, open_image, parse_cli, read_records, resolve_image, sha256_file)
+from .core import locked, may_fill, remove_leftovers, write_note
 from .corrupt import IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt
 from .data import UnifyConfig, merge, unify
 from .encoders import image_hash
@@ -54,18 +54,23 @@ class DemoConfig:
     n_train: int = 36 # pages of the index
     n_val: int = 12 # pages to ask about
     workers: int = 2 # processes that read pages which no shipped reading fits
+    overwrite: bool = False # replace a world of other options
 
 def make_demo(
     cfg:DemoConfig, # what to make
 )->Path: # the folder
     "Render, read, unify and index a small world"
-    with atomic_dir(cfg.out_dir) as out:
+    facts = {"seed": cfg.seed, "n_train": cfg.n_train, "n_val": cfg.n_val}
+    check = lambda: may_fill(cfg.out_dir, "r3nb.explorer", facts, cfg.overwrite)
+    if check(): return Path(cfg.out_dir)
+    with atomic_dir(cfg.out_dir, check) as out:
         make_world(WorldConfig(out_dir=str(out/"raw"), seed=cfg.seed, n_train=cfg.n_train, n_val=cfg.n_val))
         if (shipped := shipped_dir()/"demo_ocr.jsonl").is_file(): shutil.copy(shipped, out/"ocr.jsonl")
-        run_ocr(OCRConfig(image_dir=[str(out/"raw"/d/"images") for d in DATASETS], out=str(out/"ocr.jsonl"), workers=cfg.workers))
+        run_ocr(OCRConfig(image_dir=[str(out/"raw"/d/"images") for d in DATASETS], out=str(out/"ocr.jsonl"), workers=cfg.workers, overwrite=True))
         for d in DATASETS: unify(UnifyConfig(dataset=d, raw_dir=str(out/"raw"/d), out_dir=str(out/"unified"), image_prefix=d, ocr_cache=str(out/"ocr.jsonl")))
         for split in ("train", "val"): merge([str(out/"unified"/f"{d}_unified_{split}.jsonl") for d in DATASETS], out/f"{split}.jsonl", out/"raw")
         build_index(IndexConfig(jsonl=str(out/"train.jsonl"), image_root=str(out/"raw"), out_dir=str(out/"index"), image_encoder=str(clip_dir())))
+        write_note(out, "r3nb.explorer", facts)
     return Path(cfg.out_dir)
 
 # %% ../nbs/14_explorer.ipynb #c007
@@ -79,10 +84,9 @@ def demo_world()->Path: # the folder
     "The sample world; made if it is not there yet"
     out = demo_dir()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(out.with_suffix(".lock")):
         if out.is_dir(): return out
-        for left_over in out.parent.glob(f"{TMP_PREFIX}*-{out.name}"): shutil.rmtree(left_over, ignore_errors=True)
+        remove_leftovers(out.parent, [out.name])
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(code_dir().parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
         done = subprocess.run([sys.executable, "-m", "r3nb.explorer", "--out_dir", str(out)], env=env, capture_output=True, text=True)
     if done.returncode: raise WorkerError(f"the sample world could not be made: {(done.stderr.strip().splitlines() or ['no message'])[-1].removeprefix('error: ')}")

@@ -7,7 +7,7 @@ __all__ = ['ExportConfig', 'Place', 'roomy', 'places', 'opened', 'unfreeze_as', 
 
 # %% ../nbs/07_export.ipynb #c003
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 
 from .backends import SEAL, check_seal, seal, write_tensors
 from .core import CheckpointError, ConfigError, atomic_dir, console, parse_cli, read_json
+from .core import may_fill, sha256_file, write_note
 from .model import R3Model, resolve_backbone, weights_sha256
 from .room import check_room, held, memory, weights_in
 from .train import load_teacher
@@ -29,12 +30,19 @@ class ExportConfig:
     weights: Literal["student", "teacher"] = "student" # the trained weights, or their moving average
     model_name: str = "" # backbone, if it is not where the checkpoint says
     dtype: Literal["float16", "bfloat16", "float32"] = "float16" # precision of a whole model
+    overwrite: bool = False # replace an export of other options
 
 @dataclass
 class Place:
     "Where an export comes from and goes to."
     source: Path # the checkpoint
     target: Path # the folder to write
+    made_of: dict = field(default_factory=dict) # what the export depends on
+    overwrite: bool = False # may another export give way?
+
+    def check(self)->bool: # True when it is there
+        "Refuse a folder that holds anything but this export."
+        return may_fill(self.target, "r3nb_export", self.made_of, self.overwrite)
 
 def roomy(backbone: Path)->None:
     "Refuse to open a backbone that does not fit into this machine; what is merged is added up in 32 bits."
@@ -51,7 +59,8 @@ def places(cfg: ExportConfig)->Place:
     backbone = cfg.model_name or read_json(source/"r3_config.json")["backbone"]
     if cfg.full or cfg.weights == "teacher": roomy(resolve_backbone(backbone)) # both open the model
     elif cfg.model_name: resolve_backbone(backbone)
-    return Place(source, target)
+    facts = {"weights": cfg.weights, "full": cfg.full, **({"dtype": cfg.dtype} if cfg.full else {}), "checkpoint": sha256_file(source)}
+    return Place(source, target, facts, cfg.overwrite)
 
 # %% ../nbs/07_export.ipynb #c010
 def opened(cfg: ExportConfig, source: Path)->R3Model:
@@ -74,7 +83,8 @@ def unfreeze_as(model: R3Model, source: Path)->None:
 def export_adapter(cfg: ExportConfig)->Path: # where it is
     "Write adapter and modules, without anything that only training needs."
     place = places(cfg)
-    with atomic_dir(place.target) as part:
+    if place.check(): return place.target
+    with atomic_dir(place.target, place.check) as part:
         if cfg.weights == "student":
             for pattern in ("adapter*", "modules*", "backbone*", "r3_config.json", "README.md"):
                 for f in place.source.glob(pattern): shutil.copy2(f, part/f.name)
@@ -83,16 +93,18 @@ def export_adapter(cfg: ExportConfig)->Path: # where it is
             model.write(part)
             write_tensors(part, "backbone", model.trained_backbone().items())
         seal(part, exported=cfg.weights)
+        write_note(part, "r3nb_export", place.made_of)
     return place.target
 
 # %% ../nbs/07_export.ipynb #c013
 def export_full(cfg: ExportConfig)->Path: # where it is
     "Write a whole model that transformers opens by itself, and the modules beside it."
     place = places(cfg)
+    if place.check(): return place.target
     model = opened(cfg, place.source)
     model.soft.leave()
     merged = model.backbone.merge_and_unload() if model.r3.lora_r else model.base
-    with atomic_dir(place.target) as part:
+    with atomic_dir(place.target, place.check) as part:
         merged.to(getattr(torch, cfg.dtype)).save_pretrained(part)
         del model.processor.manner # ours, not the processor's
         model.processor.save_pretrained(part)
@@ -101,6 +113,7 @@ def export_full(cfg: ExportConfig)->Path: # where it is
         model.precision = cfg.dtype
         (part/"r3").mkdir()
         model.write(part/"r3")
+        write_note(part, "r3nb_export", place.made_of)
     return place.target
 
 # %% ../nbs/07_export.ipynb #c016

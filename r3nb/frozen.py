@@ -6,14 +6,14 @@
 __all__ = ['DAMAGES', 'COLUMNS', 'SHARD', 'BATCH', 'COMMANDS', 'Condition', 'conditions_of', 'check_conditions', 'Rereader',
            'Damaged', 'clean_sha256', 'input_row', 'read_again', 'damaged', 'Pages', 'FreshInputs', 'features', 'png',
            'frozen_row', 'damage_key', 'FreezeConfig', 'reader_of', 'Shard', 'plan_shards', 'write_shard',
-           'write_shards', 'estimate', 'check_room', 'freeze_key', 'freeze_records', 'finish_set', 'freeze',
-           'done_with', 'FrozenInputs', 'thaw', 'VerifyConfig', 'verify', 'word_errors', 'texts_of', 'rank_correlation',
-           'fidelity', 'fidelity_figure', 'FidelityConfig', 'main']
+           'write_shards', 'estimate', 'check_room', 'freeze_key', 'freeze_records', 'finish_set', 'set_file',
+           'may_replace', 'freeze', 'done_with', 'FrozenInputs', 'thaw', 'VerifyConfig', 'verify', 'word_errors',
+           'texts_of', 'rank_correlation', 'fidelity', 'fidelity_figure', 'FidelityConfig', 'main']
 
 # %% ../nbs/03_frozen.ipynb #c003
 import io
 import json
-import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -34,9 +34,10 @@ from fastcore.basics import patch
 from PIL import Image
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
+from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, code_dir, console, fingerprint, nearest, open_image,
                        parse_cli, progress, read_json, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text,
                        worker_pool, write_json, write_jsonl, write_manifest)
+from .core import NOTE, changed, check_out, files_in, locked, put_json, remove_leftovers, settle, swap
 from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_digests, own_kind, own_sources
 from .corrupt import main as gallery_main
 from .data import stratified_sample
@@ -285,6 +286,7 @@ class FreezeConfig:
     ocr_engine_args: list[str] = field(default_factory=list) # its arguments, as key=value
     ocr_cache: str = "" # file of its readings; empty is reocr.sqlite beside the frozen set
     workers: int = 2 # processes that work at the same time; the result does not depend on it
+    overwrite: bool = False # replace a frozen set of other options, when the new one is complete
 
 def reader_of(
     cfg, # options with `text_damage`, `ocr_engine`, `ocr_engine_args` and `ocr_cache`
@@ -396,7 +398,7 @@ def freeze_key(
     cfg:FreezeConfig, # the run
 )->str: # equal for runs that make the same set
     "A fingerprint of all that a frozen set depends on"
-    aside = ("jsonl", "image_root", "out", "ocr_cache", "workers", "levels", "seeds", "damage")
+    aside = ("jsonl", "image_root", "out", "ocr_cache", "workers", "overwrite", "levels", "seeds", "damage")
     options = {k: v for k, v in asdict(cfg).items() if k not in aside} | {"conditions": sorted(conditions_of(cfg.damage, cfg.levels, cfg.seeds))}
     code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "data", "ocr", "corrupt", "frozen")] + own_digests(cfg.damage)
     return fingerprint([options, sha256_file(cfg.jsonl), code, [version(p) for p in ("numpy", "opencv-python-headless", "pillow", "datasets", "rapidocr")]])
@@ -436,18 +438,48 @@ def finish_set(
         "files": {s.name: n["sha256"] for s, n in zip(shards, notes(), strict=True)}})
 
 # %% ../nbs/03_frozen.ipynb #c051
+def set_file(
+    name:str, # a path in a folder
+)->bool:
+    "Is this a file that freezing writes?"
+    return name in (".key", NOTE, "corruption.jsonl", "dataset_info.json", "state.json", "manifest.json") or bool(re.fullmatch(r"data-\d+-of-\d+\.arrow|\.notes/\d+\.json", name))
+
+def may_replace(
+    cfg:FreezeConfig, # the run
+    out:Path, # its folder
+    key:str, # of the run
+)->bool: # True when the very set is there
+    "Refuse a folder with anything but a frozen set, or with another set that may not be replaced"
+    if out.exists() and not out.is_dir(): raise ConfigError(f"{out}: a file is in the way; name another folder")
+    if not out.is_dir() or not any(out.iterdir()): return False
+    had = (out/".key").read_text(encoding="utf-8") if (out/".key").is_file() else None
+    if had == key: return True
+    then = read_json(out/"manifest.json").get("config", {}) if had and (out/"manifest.json").is_file() else {}
+    said = changed(*({k: d.get(k) for k in asdict(cfg) if k not in ("out", "overwrite", "workers")} for d in (then, asdict(cfg)))) if then else ""
+    if had is None or not cfg.overwrite:
+        raise ConfigError(f"{out}: this folder is not empty and does not hold this very set ({said or 'other data, or another version of the code'}); name another folder"
+                          + (", or add --overwrite to replace it" if had else ", or empty it yourself"))
+    if foreign := [f for f in files_in(out) if not set_file(f)]: raise ConfigError(f"{out} holds files that r3nb_corrupt did not make ({', '.join(foreign[:3])}); move them away")
+    return False
+
+# %% ../nbs/03_frozen.ipynb #f051
 def freeze(
     cfg:FreezeConfig, # what to freeze
 )->Path: # the finished folder
     "Write a frozen set; goes on where a killed run stopped"
     records, out, key = freeze_records(cfg), Path(cfg.out), freeze_key(cfg)
-    if out.is_dir() and any(out.iterdir()):
-        if (out/".key").is_file() and (out/".key").read_text() == key: return done_with(out)
-        raise ConfigError(f"{out}: this folder is not empty and does not hold this very set; name another folder, or remove it")
-    if out.exists() and not out.is_dir(): raise ConfigError(f"{out}: a file is in the way; name another folder")
+    if may_replace(cfg, out, key): return done_with(out)
+    lock = Path(f"{out}.part.lock")
+    with locked(lock, f"{out}: another run is freezing this set; wait for it, or name another folder", 0):
+        try: return _fill_set(cfg, records, out, key)
+        finally: lock.unlink(missing_ok=True)
+
+def _fill_set(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
+    "Freeze under a lock"
     part, shards = Path(f"{out}.part"), plan_shards(records, conditions_of(cfg.damage, cfg.levels, cfg.seeds))
-    run_dir_fresh(part, key)
-    for torn in part.rglob(f"{TMP_PREFIX}*"): torn.unlink() # left by a kill
+    run_dir_fresh(part, key, {k: v for k, v in asdict(cfg).items() if k not in ("out", "overwrite")}, cfg.overwrite, set_file)
+    settle(part) # it was not complete
+    for at in (part, part/".notes"): remove_leftovers(at, held=True)
     todo = [s for s in shards if not ((part/s.notes).is_file() and (part/s.name).is_file())]
     if todo:
         done = sum(f.stat().st_size for f in part.glob("data-*.arrow"))
@@ -456,12 +488,14 @@ def freeze(
             bar.update(bar.total - sum(len(s.records) for s in todo))
             for n in write_shards(cfg, part, todo): bar.update(n)
     finish_set(cfg, part, shards)
-    os.replace(part, out)
+    if may_replace(cfg, out, key): return done_with(out) # made by another run meanwhile
+    swap(part, out)
     return done_with(out)
 
 def done_with(out:Path)->Path:
     "Drop the notes of a finished set"
     shutil.rmtree(out/".notes", ignore_errors=True)
+    (out/NOTE).unlink(missing_ok=True) # the manifest has the options
     return out
 
 # %% ../nbs/03_frozen.ipynb #c056
@@ -655,6 +689,7 @@ class FidelityConfig:
     simulated: str = field(metadata={"positional": True}) # a frozen set
     reocr: str = field(metadata={"positional": True}) # a frozen set
     out: str = "" # a JSON file for the table; a figure goes beside it
+    overwrite: bool = False # replace such a file with other content
 
 def _freeze(cfg:FreezeConfig):
     folder = freeze(cfg)
@@ -666,9 +701,10 @@ def _verify(cfg:VerifyConfig):
     print(f"verified: {cfg.folder} ({m['rows']:,} inputs in {len(m['files'])} files), inputs {m['fingerprint']}")
 
 def _fidelity(cfg:FidelityConfig):
+    if cfg.out: check_out(cfg.out)
     rows = fidelity(cfg.simulated, cfg.reocr)
     if cfg.out:
-        write_json(cfg.out, rows)
+        put_json(cfg.out, rows, cfg.overwrite)
         with atomic_path(Path(cfg.out).with_suffix(".png")) as p: fidelity_figure(rows).savefig(p, dpi=130, format="png")
     print(pd.DataFrame(rows).round(3).to_string(index=False))
 

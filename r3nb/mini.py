@@ -27,7 +27,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
-from .core import ConfigError, atomic_path, console, parse_cli, progress, rng, worker_pool, write_json, write_jsonl
+from .core import ConfigError, console, parse_cli, progress, replaced, rng, worker_pool, write_json, write_jsonl
 
 # %% ../nbs/10_mini.ipynb #c004
 NAMES = ("Aurora Basil Cobalt Drift Ember Fjord Garnet Harbor Indigo Juniper Krypton Lumen Mosaic Nimbus Onyx Prairie Quartz Raven Sierra "
@@ -270,6 +270,7 @@ class WorldConfig:
     n_train: int = 300  # train pages, all datasets together
     n_val: int = 90  # validation pages, all datasets together
     questions_per_image: int = 3  # questions about each page
+    overwrite: bool = False  # replace pages and questions of another world
 
     def __post_init__(self):
         "Refuse shares outside 0 to 1 and worlds too small to hold every sibling."
@@ -328,13 +329,13 @@ def make_world(cfg):
             doc, name = make_document(entity, family, g), f"images/{hub}_{number[family]}.png"
             path = Path(cfg.out_dir)/ds/name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as tmp: DRAW[family](doc, g).save(tmp, format="png")
+            with replaced(path, cfg.overwrite) as tmp: DRAW[family](doc, g).save(tmp, format="png")
             for kind, q, a, fact in ask(doc, cfg.questions_per_image, g):
                 rows[ds, hub].append(raw_row(family, len(rows[ds, hub]), name, q, a, {
                     "split": hub, "kind": kind, "entity": entity.name, "fact": fact, "has_sibling": sibling and fact not in ("side", "chart")}))
             number[family] += 1
         for (ds, hub), rs in rows.items():
-            write_jsonl(Path(cfg.out_dir)/ds/f"{ds}_raw_{hub}.jsonl", rs)
+            with replaced(Path(cfg.out_dir)/ds/f"{ds}_raw_{hub}.jsonl", cfg.overwrite) as tmp: write_jsonl(tmp, rs)
             counts[f"{ds}/{hub}"] = {"images": len({r["image"] for r in rs}), "questions": len(rs)}
     return counts
 
@@ -563,6 +564,7 @@ class PretrainConfig:
     eye_steps: int = 800  # steps of the vision tower's own lesson, at twice the rate
     clip_steps: int = 1000  # steps of the tiny CLIP
     threads: int = 2  # torch threads
+    overwrite: bool = False  # replace models that are there
 
 # %% ../nbs/10_mini.ipynb #c108
 MIX = {"a": "a", "b": "abb", "d": "bccdddd"}  # which examples a lesson is made of
@@ -694,6 +696,8 @@ def pretrain(cfg):
     import torch
     torch.set_num_threads(cfg.threads)
     curves, out = defaultdict(list), Path(cfg.out_dir)
+    if there := [n for n in ("tiny-clip", "tiny-qwen3vl", "curves.json") if (out/n).exists()]:
+        if not cfg.overwrite: raise ConfigError(f"{out/there[0]} is there already; name another out_dir, or add --overwrite to replace it")
     def log(name):
         return lambda row: (curves[name].append(row), print(name, row, flush=True))
     ents = [e for i in range(4) for e in entities(1000, (cfg.seed, i), "pretrain")][:cfg.pages // 2]

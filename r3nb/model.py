@@ -49,6 +49,7 @@ from transformers.utils import ModelOutput
 from .backends import SEAL, Stored, check_seal, write_tensors
 from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_dir, console, from_dict, nearest, parse_cli, read_json, resolve_image, rng,
     sha256_file, sha256_text, write_json)
+from .core import files_in
 from .encoders import GAP, LARGE
 from .indices import CHANNELS, encode_queries, retrieve
 from .room import check_attention, check_load, read_device_map
@@ -1505,10 +1506,16 @@ def write(self: R3Model, folder: Path, values: dict|None = None)->None: # values
     n = sum(p.numel() for p in self.parameters() if p.requires_grad)
     (folder/"README.md").write_text(CARD.format(backbone=self.source["backbone"], sha=sha, soft=soft, n=n), encoding="utf-8")
 
+def _only_ours(folder: Path)->None:
+    "Refuse a folder with files that no model of ours has."
+    ours = re.compile(r"(adapter|modules|backbone|teacher|optimizer)[^/]*|r3_config.json|train_config.json|README.md|checkpoint.json|progress.json|trainer_state.json")
+    if foreign := [f for f in (files_in(folder) if folder.is_dir() else ()) if not ours.fullmatch(f)]:
+        raise ConfigError(f"{folder} holds files that are no part of a saved model ({', '.join(foreign[:3])}); name another folder")
+
 @patch
 def save_pretrained(self: R3Model, folder: str|Path)->Path:
     "Save all that was trained; the folder appears complete or not at all."
-    with atomic_dir(folder) as part:
+    with atomic_dir(folder, lambda: _only_ours(Path(folder))) as part:
         self.write(part)
         write_tensors(part, "backbone", self.trained_backbone().items())
     return Path(folder)

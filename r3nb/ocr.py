@@ -419,6 +419,7 @@ def known_readings(
             elif others is not None: others[row["image_sha256"]] = place, engine
     return known
 
+# %% ../nbs/02_ocr.ipynb #f055
 def kept_readings(
     files, # caches, journals and files of shards
     label:str, # the engine

@@ -36,7 +36,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .core import ConfigError, code_dir, console, nearest, parse_cli, read_json, write_json
+from .core import ConfigError, check_out, code_dir, console, nearest, parse_cli, put_json, read_json
 from .data import markdown_table
 from .hardware import GPUs, facts, half_precision, parse_gpus
 from .indices import CHANNELS
@@ -66,6 +66,7 @@ class PlanConfig:
     teacher: Literal["ema", "shared", "copy"] = "ema" # with a teacher: moving average, the student itself, or a copy of its start
     host_gb: float = 0. # memory of each machine, 0 when unknown
     out_json: str = "" # file for the whole plan
+    overwrite: bool = False # replace such a file with other content
 
     def __post_init__(self):
         for name in ("max_tokens", "batch_size", "grad_accum", "answer_tokens", "lora_r", "bottleneck", "text_dim", "image_dim"):
@@ -577,7 +578,8 @@ def make_plan(cfg: PlanConfig)->dict:
     for r in rows: r["command"] = command(cfg, precision, r["method"], r["strategy"], gpus) if r["fits"] != "no" else ""
     best = {k: next((r for fits in ("yes", "tight") for r in rows if r["method"] == k and r["fits"] == fits), None) for k in METHODS}
     counts = {"backbone": m.total, "vision": m.vision, "lora": m.lora, "modules": m.modules}
-    return {"config": asdict(m.cfg), "gpus": str(gpus), "capacity": gpus.capacity, "precision": precision, "model_type": m.body.model.config.model_type, "parameters": counts,
+    config = {k: v for k, v in asdict(m.cfg).items() if k not in ("out_json", "overwrite")}
+    return {"config": config, "gpus": str(gpus), "capacity": gpus.capacity, "precision": precision, "model_type": m.body.model.config.model_type, "parameters": counts,
             "estimated": m.estimated, "facts": facts(gpus.kind, gpus.capability), "rows": rows, "best": {k: None if r is None else r["strategy"] for k, r in best.items()}}
 
 # %% ../nbs/12_plan.ipynb #c064
@@ -615,9 +617,10 @@ def nearest_fit(plan: dict, method: str)->str:
 def main(argv: list[str]|None = None)->None:
     "Entry point of `r3nb_plan`."
     cfg = parse_cli(PlanConfig, argv, prog="r3nb_plan")
+    if cfg.out_json: check_out(cfg.out_json)
     plan = make_plan(cfg)
     print(report(plan))
-    if cfg.out_json: write_json(cfg.out_json, plan)
+    if cfg.out_json: put_json(cfg.out_json, plan, cfg.overwrite)
 
 # %% ../nbs/12_plan.ipynb #c072
 def measure(

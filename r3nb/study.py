@@ -450,7 +450,7 @@ class Run:
         run_dir_fresh(out, fingerprint([self.params(stage), code, [content_key(m) for m in self.upstream(stage)]]), overwrite=True, ours=ours)
         settle(out)
         for name in (*TARGETS, "notebook.failed.ipynb"): (out/name).unlink(missing_ok=True)
-        for at, _, _ in os.walk(out): remove_leftovers(at)
+        for at, _, _ in os.walk(out): remove_leftovers(at, held=True)
         kept = [f for f in files_in(out) if f != ".key" and not ours(f)]
         with noted(self.dir, stage.folder, {"params": self.params(stage), "code": code} | ({"kept": kept} if kept else {})):
             execute(stage, out, self.params(stage) | {"out_dir": str(out), "study_dir": str(self.dir)}, self.lock)
@@ -583,6 +583,7 @@ def variants_of(
         runs.append(run)
     return runs
 
+# %% ../nbs/11_study.ipynb #f065
 def _give_way(home:Path, stage:str)->None:
     "Remove a stage that another run makes from now on; files of somebody else are in the way"
     here, noted = home/stage, read_book(home).get(stage, {}).get("files")
@@ -773,7 +774,7 @@ def forget(
             if (home/".doit.json").exists(): ledger.backend.dump()
             if any(s in book for s in stages): write_json(home/BOOK, {k: v for k, v in book.items() if k not in stages})
             continue
-        for p in (*(home/n for n in (".doit.json", BOOK, "timings.json", ".lock")), *leftovers(home)):
+        for p in (*(home/n for n in (".doit.json", BOOK, "timings.json", ".lock")), *leftovers(home, held=True)):
             if p.is_file(): p.unlink()
         if not os.listdir(home): home.rmdir()
 

@@ -10,7 +10,7 @@ __all__ = ['FIXED', 'REPORTERS', 'FREE_OPTIONS', 'PATH_OPTIONS', 'ANSWER_TOKENS'
            'alignment_loss', 'step_alignment', 'passed_alignment', 'losses', 'reached', 'freeze_unreached',
            'TrainingError', 'R3Trainer', 'flat', 'nested', 'write_failure', 'replay', 'run_dir', 'Tracker', 'reporters',
            'MovingAverage', 'arguments', 'load_teacher', 'checkpoints', 'newest_checkpoint', 'sound_checkpoint',
-           'starting_weights', 'claim_folder', 'rewind_history', 'Validation', 'Progress', 'StopOnSignal',
+           'starting_weights', 'of_run', 'claim_folder', 'rewind_history', 'Validation', 'Progress', 'StopOnSignal',
            'check_paths', 'precision_of', 'weight_bytes', 'on_one', 'other_ways', 'check_fit', 'on_gpus', 'open_model',
            'build_trainer', 'tidy', 'train', 'main', 'evidence_main']
 
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -46,8 +47,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from .backends import (SEAL, Stored, all_generators, check_seal, deepspeed_settings, finish, first, follow, generators, join, moments, pick_backend, prepare_deepspeed, rank,
     seal, set_generators, set_moments, shard, whole_parameters, world_size, write_tensors)
-from .core import (TMP_PREFIX, CheckpointError, ConfigError, DataError, R3Error, atomic_dir, console, convert, from_dict, nearest, parse_cli, picture_of, progress,
-    read_json, read_records, rng, seed_everything, sha256_file, sha256_text, write_json, write_manifest)
+from .core import (CheckpointError, ConfigError, DataError, R3Error, atomic_dir, console, convert, from_dict, nearest, parse_cli, picture_of, progress,
+    read_json, read_records, remove_leftovers, rng, seed_everything, set_aside, settle, sha256_file, sha256_text, write_json, write_manifest)
 from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, keep_memory, one_thread
@@ -106,6 +107,7 @@ class LaunchOptions(DamageOptions):
 @dataclass(kw_only=True)
 class WatchOptions(LaunchOptions):
     "What is prepared beforehand, and where the log goes."
+    overwrite: bool = False # replace what other options have put into the folder that is written
     evidence_cache: str = "" # folder of evidence that r3nb_evidence has looked up beforehand; levels are then those of its grid
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"]) # where the log goes: tensorboard, wandb, trackio; none for nowhere
 
@@ -404,7 +406,7 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     replace(cfg, fp16=False).check()
     n, index, target = check_paths(cfg, trains=False), EvidenceIndex.load(cfg.index_dir), cfg.corrupt_text_target
     grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families))
-    return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers)
+    return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers, cfg.overwrite)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:
     "The evidence cache of a training, if it has one."
@@ -921,10 +923,15 @@ def starting_weights(path: str|Path)->Path:
     return folder
 
 # %% ../nbs/06_train.ipynb #c053
-FREE_OPTIONS = ("num_workers", "threads", "log_every", "report_to", "save_every", "eval_every", "val_samples", "gradient_checkpointing", "backend", "deepspeed_config", "fsdp_min_params", "device_map", "attn_implementation", "num_epochs",
-                "allow_previous", "local_rank", "batch_size", "grad_accum")
+FREE_OPTIONS = ("num_workers", "threads", "log_every", "report_to", "save_every", "eval_every", "val_samples", "gradient_checkpointing", "backend", "deepspeed_config", "fsdp_min_params",
+                "device_map", "attn_implementation", "num_epochs", "allow_previous", "overwrite", "local_rank", "batch_size", "grad_accum")
 PATH_OPTIONS = ("model_name", "train_jsonl", "val_jsonl", "image_root", "index_dir", "output_dir", "resume_from", "evidence_cache") # their content counts
 
+def of_run(name: str)->bool:
+    "Is this path in the folder of a run one that training writes?"
+    return name in ("run.json", "manifest.json", "history.jsonl") or bool(re.match(r"(checkpoints/step_\d+|tensorboard|failed_step_\d+)/", name))
+
+# %% ../nbs/06_train.ipynb #f053
 def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     "Write down what this run is, or check that the folder's run is the same."
     options = {k: v for k, v in asdict(cfg).items() if k not in (*FREE_OPTIONS, *PATH_OPTIONS)}
@@ -934,7 +941,11 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     if own := own_digests(cfg.families): now["code of families"] = own
     if cfg.evidence_cache: now["evidence_cache"] = sha256_file(Path(cfg.evidence_cache)/"evidence.json")
     path = run_dir(cfg)/"run.json"
-    if not path.is_file(): write_json(path, now); return
+    if not path.is_file():
+        if foreign := [f for f in ("manifest.json", "history.jsonl", "checkpoints") if (path.parent/f).exists()]:
+            raise ConfigError(f"{cfg.output_dir} holds {foreign[0]} of something else than a training; choose another output_dir")
+        write_json(path, now)
+        return
     before = read_json(path)
     usual = asdict(TrainConfig(**{f.name: "" for f in fields(TrainConfig) if f.default is MISSING and f.default_factory is MISSING})) # for options that are younger than a run
     has = usual | {"max_pixels": 0} | before["options"] # a run that is older than this option had no limit
@@ -942,8 +953,11 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     other += [k for k in sorted(now.keys() | before.keys()) if k not in ("options", "samples of a step") and before.get(k) != now.get(k)]
     if before.get(k := "samples of a step", now[k]) != now[k]:
         other.append(f"{k} (batch_size x grad_accum x processes) {before.get(k)} -> {now[k]}: change batch_size or grad_accum along with the number of processes")
+    if other and not cfg.overwrite:
+        raise ConfigError(f"{cfg.output_dir} holds a run with other options ({'; '.join(other)}); choose another output_dir, or add --overwrite to replace it")
     if other:
-        raise ConfigError(f"{cfg.output_dir} holds a run with other options ({'; '.join(other)}); choose another output_dir or delete it")
+        set_aside(path.parent, of_run)
+        write_json(path, now)
 
 def rewind_history(path: Path, step: int)->None:
     "Drop lines of the history behind the step that training resumes from, and a torn last line."
@@ -1143,7 +1157,7 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
 # %% ../nbs/06_train.ipynb #c060
 def tidy(cfg: TrainConfig, step: int)->None:
     "Remove what a killed run left behind `step`."
-    for trash in Path(cfg.output_dir, "checkpoints").glob(f"{TMP_PREFIX}*"): shutil.rmtree(trash)
+    remove_leftovers(Path(cfg.output_dir, "checkpoints"))
     rewind_history(run_dir(cfg)/"history.jsonl", step)
 
 def train(cfg: TrainConfig)->Path: # the last checkpoint
@@ -1161,6 +1175,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p] + own_sources(cfg.families)
     first(lambda: write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs))
+    if newest_checkpoint(cfg.output_dir).name == f"step_{cfg.max_steps}": first(lambda: settle(cfg.output_dir))
     return newest_checkpoint(cfg.output_dir)
 
 # %% ../nbs/06_train.ipynb #c066

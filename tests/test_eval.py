@@ -167,9 +167,11 @@ def test_a_mode_added_later_joins(world, tmp_path):
 
 def test_another_option_starts_afresh(world, tmp_path):
     sweep(config(world, tmp_path/"out"), Parrot())
-    again = Parrot()
-    sweep(config(world, tmp_path/"out", max_new_tokens=3), again)
-    assert len(again.seen) == 8 * 3 * 2
+    before, again = (tmp_path/"out/predictions.jsonl").read_bytes(), Parrot()
+    with pytest.raises(ConfigError, match="max_new_tokens was 16, is 3.*--overwrite"): sweep(config(world, tmp_path/"out", max_new_tokens=3), again)
+    assert not again.seen and (tmp_path/"out/predictions.jsonl").read_bytes() == before
+    sweep(config(world, tmp_path/"out", max_new_tokens=3, overwrite=True), again)
+    assert len(again.seen) == 8 * 3 * 2 and (tmp_path/"out/.replaced/predictions.jsonl").read_bytes() == before # until the evaluation is complete
 
 
 def test_foreign_folder_is_left_alone(world, tmp_path):

@@ -149,7 +149,9 @@ def test_a_part_of_other_options_is_not_continued(world, tmp_path):
     frozen.run_dir_fresh(part, "another key")
     (part/".notes").mkdir()
     for name in ("data-00000-of-00003.arrow", ".notes/00000.json"): (part/name).write_text("of another run")
-    assert verify(freeze(options(world, tmp_path/"set")))["rows"] == 10 * 3
+    with pytest.raises(ConfigError, match="set.part holds a result .*--overwrite"): freeze(options(world, tmp_path/"set"))
+    assert (part/".notes/00000.json").read_text() == "of another run"
+    assert verify(freeze(options(world, tmp_path/"set", overwrite=True)))["rows"] == 10 * 3
 
 
 def test_what_is_in_the_way_stays(world, whole, tmp_path):

@@ -240,7 +240,7 @@ def test_a_killed_run_leaves_the_old_folder(world, tmp_path):
     flags = ["--jsonl", world[1]["jsonl"], "--image_root", world[1]["image_root"], "--out", str(tmp_path/"out")]
     I.main(flags)
     before = (tmp_path/"out/manifest.json").read_text()
-    code = f"import os, signal, r3nb.interchange as I\nI.write_groups = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nI.main({flags!r})"
+    code = f"import os, signal, r3nb.interchange as I\nI.write_groups = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\nI.main({[*flags, '--overwrite']!r})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -signal.SIGKILL
     assert (tmp_path/"out/manifest.json").read_text() == before
     I.main(flags)
