@@ -76,7 +76,7 @@ def look_up(index: EvidenceIndex, grid: Grid, records: list, damaged: list)->np.
     out["row"] = -1
     for c in CHANNELS: out[c] = vectors[c]
     asked = {c: vectors[c] if c in grid.channels else None for c in CHANNELS}
-    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], [[index.query_hash(r)] for r in records], grid.top_k)
+    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], [[index.look(r)] for r in records], grid.top_k)
     for i, by in enumerate(found):
         for j, c in enumerate(CHANNELS):
             for k, e in enumerate(by[c]): out["row"][i, j, k], out["score"][i, j, k] = e.row, e.score

@@ -288,8 +288,8 @@ def evidence(self: TrainSet, positions: list[int], records: list, damaged: list,
     asked = [d if o is None else self.damage(p, o)[2] for p, o, d in zip(positions, others, damaged, strict=True)]
     vectors = encode_queries(self.index, asked, c.channels, memo)
     pairs = [[r] if o is None else [r, o] for r, o in zip(records, others, strict=True)]
-    ids, hashes = [{r.image_id for r in rs} for rs in pairs], [[self.index.query_hash(r) for r in rs] for rs in pairs]
-    return self.index.search(vectors.get("text"), vectors.get("image"), ids, hashes, c.top_k)
+    ids, looks = [{r.image_id for r in rs} for rs in pairs], [[self.index.look(r) for r in rs] for rs in pairs]
+    return self.index.search(vectors.get("text"), vectors.get("image"), ids, looks, c.top_k)
 
 # %% ../nbs/06_train.ipynb #c022
 @patch
@@ -322,7 +322,7 @@ def remembered(self: TrainSet, position: int, record)->dict: # channel -> pages
     if other is None: return {k: v if k in c.channels else [] for k, v in self.finding(position, self.order[position])[1].items()}
     vectors, both = self.finding(position, self.number_of(other))[0], (record, other)
     text, image = (vectors[k][None] if k in c.channels else None for k in ("text", "image"))
-    return self.index.search(text, image, [{r.image_id for r in both}], [[self.index.query_hash(r) for r in both]], c.top_k)[0]
+    return self.index.search(text, image, [{r.image_id for r in both}], [[self.index.look(r) for r in both]], c.top_k)[0]
 
 @patch
 def number_of(self: TrainSet, record)->int:
