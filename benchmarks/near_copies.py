@@ -5,7 +5,7 @@
 
 Pages are drawn here, from seeds: eleven kinds (invoices, forms, letters, screens, chats in dark mode, bars, lines, tables, slides, pages with one line, tall infographics) at the sizes that data sets have. A *template page* keeps
 the layout of a page and has other content: everything, one line, one number or one digit. A *copy* is the same page saved otherwise: JPEG, WebP, PNG with a palette, rescaled, cropped or padded at its
-margins, gray, brighter, or several of these. Texts of copies are read "by OCR": some words are missing, some are wrong.
+margins, gray, brighter, or several of these. Every third page is a JPEG to begin with. Texts of every second page's copies are read "by OCR": some words are missing, some are wrong.
 """
 import argparse
 import io
@@ -14,8 +14,12 @@ import time
 from collections import defaultdict
 
 import numpy as np
+from bench import report
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from r3nb.copies import Look, verdict
+from r3nb.encoders import image_hash
 
 SIZES = {(310, 420): 10, (800, 600): 15, (1080, 1920): 36, (1240, 1754): 21, (2000, 6500): 34}  # size of a page -> height of its letters
 WORDS = ("river market signal garden north copper winter station letter engine harbour silver morning paper bridge window figure yellow museum travel summer record carbon island ticket butter "
@@ -254,3 +258,67 @@ def misread(words, r, missing=.1, wrong=.06):
             w = w.translate(swap) if r.random() < .5 else w[:at] + r.choice("abcdefgh0123456789") + w[at + 1:]
         out.append(w)
     return " ".join(out)
+
+
+def look(im, text): return Look(image_hash(im), image=im, text=text)
+
+
+def pairs_of(kind, size, seed, stored):
+    "Pairs of looks of one page: kind of pair, change, and whether it is a copy."
+    im, words, _ = draw(kind, size, seed, seed)
+    keep = (lambda p: through(p, "JPEG", quality=stored)) if stored else (lambda p: p)
+    text, page = " ".join(words), look(keep(im), " ".join(words))
+    for change in CHANGES:
+        other, said = changed(kind, size, seed, seed, change)
+        yield "template", change, page, look(keep(other), " ".join(said))
+    for name, save in COPIES.items():
+        r = random.Random(f"{kind}{size}{seed}{name}")
+        yield "copy", name, page, look(save(keep(im), r), misread(words, r) if seed % 2 else text)
+
+
+def without_text(a): return Look(a.hash, image=a.image)
+
+
+def measure(sizes, kinds, rounds, texts):
+    "Verdicts of all pairs, and the seconds of a comparison."
+    rows = []
+    for size in sizes:
+        for kind in kinds:
+            for seed in range(rounds):
+                for sort, change, a, b in pairs_of(kind, size, seed, 80 if seed % 3 == 2 else 0):
+                    if not texts: a, b = without_text(a), without_text(b)
+                    start = time.process_time()
+                    v = verdict(a, b)
+                    rows.append(dict(sort=sort, change=change, kind=kind, size="x".join(map(str, size)), right=v.copy == (sort == "copy"), change_=v.change, reason=v.reason, seconds=time.process_time() - start))
+    return rows
+
+
+def rates(rows, by):
+    "Share of right verdicts by a column."
+    groups = defaultdict(list)
+    for r in rows: groups[r[by]].append(r["right"])
+    return {k: (sum(v), len(v)) for k, v in groups.items()}
+
+
+def main():
+    "Measure with and without texts, and report."
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--rounds", type=int, default=3, help="pages of each kind and size")
+    ap.add_argument("--sizes", default="", help="for example 310x420,800x600; empty takes all")
+    ap.add_argument("--kinds", default="", help="for example invoice,app; empty takes all")
+    ap.add_argument("--no_texts", action="store_true", help="images only")
+    args = ap.parse_args()
+    sizes = [tuple(map(int, s.split("x"))) for s in args.sizes.split(",")] if args.sizes else list(SIZES)
+    rows = measure(sizes, args.kinds.split(",") if args.kinds else list(KINDS), args.rounds, not args.no_texts)
+    texts = "images only" if args.no_texts else "images and texts"
+    for sort, name, goal in (("copy", "copies found", "at least 99%"), ("template", "template pages kept", "at least 99%")):
+        part = [r for r in rows if r["sort"] == sort]
+        report(f"{name}, {texts}", 100 * np.mean([r["right"] for r in part]), "%", goal, pairs=len(part))
+        for by in ("change", "kind", "size"): print(f"    {by}: " + ", ".join(f"{k} {a}/{n}" for k, (a, n) in rates(part, by).items()), flush=True)
+        for r in part:
+            if not r["right"]: print(f"    wrong: {r['kind']} {r['size']} {r['change']}: {r['change_']}, {r['reason']}")
+        seconds = [r["seconds"] for r in part]
+        report(f"a verdict on a {sort}, files open", 1e3 * np.mean(seconds), "ms", p95=round(1e3 * float(np.percentile(seconds, 95)), 1))
+
+
+if __name__ == "__main__": main()

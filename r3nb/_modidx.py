@@ -148,6 +148,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'r3nb.copies._file_difference': ('copies.html#_file_difference', 'r3nb/copies.py'),
                              'r3nb.copies._file_view': ('copies.html#_file_view', 'r3nb/copies.py'),
                              'r3nb.copies.agreed': ('copies.html#agreed', 'r3nb/copies.py'),
+                             'r3nb.copies.alike': ('copies.html#alike', 'r3nb/copies.py'),
                              'r3nb.copies.block_moves': ('copies.html#block_moves', 'r3nb/copies.py'),
                              'r3nb.copies.busy_blocks': ('copies.html#busy_blocks', 'r3nb/copies.py'),
                              'r3nb.copies.cut_hashes': ('copies.html#cut_hashes', 'r3nb/copies.py'),
