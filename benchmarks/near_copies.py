@@ -87,7 +87,7 @@ def app(s, t, v):
         s.say(4.5 * s.f, y, v("{}", lambda r: some_words(r, 2)))
         s.say(4.5 * s.f, y + 1.4 * s.f, v("{}", some_number), .8, "#777")
         s.d.line((0, y + 3.3 * s.f, s.w, y + 3.3 * s.f), fill="#ddd")
-    s.box(0, s.h - 3 * s.f, s.w, s.h, fill="#eee")
+    s.box(0, s.h - 3 * s.f, s.w, s.h, fill="#eee" if s.ink == "black" else "#222")
 
 
 def chat(s, t, v):
@@ -133,7 +133,7 @@ def table(s, t, v):
     rows = min(30, int(.85 * s.h / (2 * s.f)))
     for i in range(rows):
         y = .03 * s.h + (2.5 + 2 * i) * s.f
-        if i % 2: s.box(.04 * s.w, y - .3 * s.f, .96 * s.w, y + 1.6 * s.f, fill="#eef2fa")
+        if i % 2: s.box(.04 * s.w, y - .3 * s.f, .96 * s.w, y + 1.6 * s.f, fill="#eef2fa" if s.ink == "black" else "#16212b")
         s.say(.05 * s.w, y, t(f"r{i}", lambda r: some_words(r, 1)))
         for c in range(3): s.say((.36 + .21 * c) * s.w, y, v("{}", lambda r: f"{r.randint(10, 99999):,}"))
 

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
+from .copies import COPY_RULES
 from .core import (ConfigError, DataError, atomic_path, console, open_image, parse_cli, progress, read_records, resolve_image, rng, write_json,
                        write_manifest)
 from .corrupt import corrupt
@@ -171,7 +172,7 @@ def split_pages(index: EvidenceIndex, splits: dict[str, list]) -> dict[str, tupl
         out[split] = pages.__getitem__, hash_bytes([look.hash for *_, look in pages])
     return out | {"index": (index.page_facts, np.asarray(index.hashes))}
 
-def duplicate_rows(groups: dict[str, tuple]) -> tuple[list[dict], list[dict]]: # counts per split, pairs with a verdict
+def duplicate_rows(groups: dict[str, tuple], rule: str = COPY_RULES[0]) -> tuple[list[dict], list[dict]]: # counts per split, pairs with a verdict
     "How many pictures of a split have a copy in each other one."
     rows, pairs = [], {}
     for a, (page, table) in groups.items():
@@ -179,7 +180,7 @@ def duplicate_rows(groups: dict[str, tuple]) -> tuple[list[dict], list[dict]]: #
         pages = [page(i) for i in range(len(table))]
         row, missing = dict(split=a, pictures=len(pages)), 0
         for b, (other, there) in groups.items():
-            found, left = compare_pages(progress(pages, f"copies of {a} in {b}"), near_copies(there, table), other)
+            found, left = compare_pages(progress(pages, f"copies of {a} in {b}"), near_copies(there, table), other, rule)
             row[f"copy in {b}"], missing = len({p.image_id for p in found if p.copy}), missing + left
             for p in found: pairs.setdefault(frozenset((p.image_id, p.other_id)), dict(split=a, other=b) | asdict(p))
         rows.append(row | {"not compared": missing})
@@ -187,7 +188,7 @@ def duplicate_rows(groups: dict[str, tuple]) -> tuple[list[dict], list[dict]]: #
 
 def held_and_kept(pairs: list[dict]) -> tuple[list[dict], list[dict]]:
     "Copies, and pages of one template, the closest first."
-    order = sorted(pairs, key=lambda p: (p["change"], p["bits"], p["image_id"], p["other_id"]))
+    order = sorted(pairs, key=lambda p: (p["change"] or 0, p["bits"], p["image_id"], p["other_id"]))
     return [p for p in order if p["copy"]], [p for p in order if not p["copy"]]
 
 # %% ../nbs/10_audit.ipynb #c023
@@ -256,7 +257,7 @@ def run_audit(cfg: AuditConfig) -> dict: # what `audit.json` holds
     "Audit an index with some data files, and write the results."
     index = EvidenceIndex.load(cfg.index_dir, image_root=cfg.image_root or None)
     splits, out = records_by_split(cfg, index.image_root), Path(cfg.out_dir)
-    copies, pairs = duplicate_rows(split_pages(index, splits))
+    copies, pairs = duplicate_rows(split_pages(index, splits), index.copies)
     held, kept = held_and_kept(pairs)
     answers, recalls = measure(index, splits, cfg)
     leaks = {split: leakage_audit(index, records) for split, records in splits.items()}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['VIEW', 'MARGINS', 'CUTS', 'SIDE', 'EDGE', 'SAME', 'ROUNDS', 'WINDOW', 'COARSE', 'FINE', 'SHARE', 'NOISE', 'CLEAR',
-           'LIMIT', 'SAME_TEXT', 'OTHER_TEXT', 'FAR_BITS', 'MOVED_BITS', 'CUT_BITS', 'frame_size', 'resized', 'view_of',
-           'file_view', 'lenses', 'cut_waves', 'cut_hashes', 'squared', 'first_guess', 'seen_from', 'busy_blocks',
-           'block_moves', 'peak', 'agreed', 'polished', 'placed', 'tone_curve', 'toned', 'overlap', 'Difference',
-           'gaps', 'difference_at', 'difference', 'file_difference', 'replaced', 'alike', 'limit_of', 'Look', 'Verdict',
-           'within_cut', 'verdict']
+           'LIMIT', 'SAME_TEXT', 'OTHER_TEXT', 'FAR_BITS', 'MOVED_BITS', 'CUT_BITS', 'COPY_RULES', 'frame_size',
+           'resized', 'view_of', 'file_view', 'lenses', 'cut_waves', 'cut_hashes', 'squared', 'first_guess',
+           'seen_from', 'busy_blocks', 'block_moves', 'peak', 'agreed', 'polished', 'placed', 'tone_curve', 'toned',
+           'overlap', 'Difference', 'gaps', 'difference_at', 'difference', 'file_difference', 'replaced', 'alike',
+           'limit_of', 'Look', 'Verdict', 'within_cut', 'verdict']
 
 # %% ../nbs/04_copies.ipynb #c003
 from collections import Counter
@@ -311,12 +311,16 @@ def within_cut(page: Look, other: Look) -> bool:
     return hamming(table, hash_bytes([other.hash])[0]).min() <= CUT_BITS
 
 # %% ../nbs/04_copies.ipynb #c039
+COPY_RULES = ("pictures", "hash") # how copies are told: by looking at the pictures, or by the hash alone
+
 def verdict(
     page: Look, # the query's own page
-    other: Look # a page that it might receive
+    other: Look, # a page that it might receive
+    rule: str = "pictures" # one of `COPY_RULES`
 ) -> Verdict:
     "Decide whether the other page is a copy of this one."
     bits = int(hamming(hash_bytes([page.hash]), hash_bytes([other.hash])[0])[0])
+    if rule == "hash": return Verdict(bits <= NEAR_BITS, bits, None, f"{bits} bits of the hash differ")
     if page.sha256 and page.sha256 == other.sha256: return Verdict(True, bits, 0., "the same file")
     if bits > FAR_BITS or bits > MOVED_BITS and not alike(page.text, other.text): return Verdict(False, bits, None, "looks different")
     if bits > NEAR_BITS and not within_cut(page, other): return Verdict(False, bits, None, "looks different")

@@ -21,6 +21,7 @@ from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -30,7 +31,7 @@ from PIL import Image
 
 from .ann import DIGITS, Searcher, build_structure, chunks, gather, open_factory
 from .ann import top_rows as top_rows
-from .copies import FAR_BITS, Look, Verdict, verdict
+from .copies import COPY_RULES, FAR_BITS, Look, Verdict, verdict
 from .core import (TMP_PREFIX, ConfigError, DataError, IndexMismatchError, atomic_dir, console, fingerprint, open_image, parse_cli, read_json,
                        resolve_image, rng, sha256_file, write_json, write_manifest)
 from .documents import HINT, SCHEMA, ArrowRows, ArrowWriter, PageStore, RowOf, check_pages, feed, id_hash, id_table, shared_plan, write_plan
@@ -90,7 +91,7 @@ class EvidenceIndex:
             np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in ("text_vectors", "image_vectors", "hashes", "blank", "ids"))
         self.searchers = {c: Searcher(self.folder / f"{c}.faiss", self.folder / f"{c}_vectors.npy", self.info[c]["structure"]) for c in CHANNELS}
         self.row_of = RowOf(ids, self.pages)
-        self.fingerprint = self.info["fingerprint"]
+        self.fingerprint, self.copies = self.info["fingerprint"], self.info.get("copies", COPY_RULES[0])
 
     def __len__(self): return len(self.pages)
     def __repr__(self): return f"EvidenceIndex({len(self)} documents, fingerprint {self.fingerprint})"
@@ -159,7 +160,7 @@ def finish(
     digests: dict, # from `join_parts`
     about: dict, # channel -> encoder's path and fingerprint
     index_factory: str, # FAISS factory string, empty to choose by size
-    extra: dict, # documents, empty_texts, image_root, batch_size
+    extra: dict, # documents, empty_texts, image_root, batch_size, copies
     config: dict, # for the manifest
     inputs: dict # name -> sha256 of the files that went in
 ):
@@ -198,7 +199,8 @@ def build(cls: EvidenceIndex,
     batch_size: int = 32, # items per forward pass
     config: dict | None = None, # saved in the manifest
     inputs: tuple = (), # files whose sha256 goes into the manifest
-    index_factory: str = "" # FAISS factory string for both channels; empty chooses by size
+    index_factory: str = "", # FAISS factory string for both channels; empty chooses by size
+    copies: str = COPY_RULES[0] # how copies of a page are told
 ) -> EvidenceIndex:
     "Embed the documents behind `records` and write an index."
     check_options(batch_size, index_factory)
@@ -212,7 +214,7 @@ def build(cls: EvidenceIndex,
         plan = write_plan(store, tmp / "work")
         encode_share(plan, plan / "share", encoders, batch_size, image_root)
         digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
-        extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size)
+        extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size, copies=copies)
         store.db.close()
         shutil.rmtree(plan)
         finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
@@ -263,14 +265,15 @@ def load(cls: EvidenceIndex,
 def merge_shards(
     out_dir: str | Path, # folder of the index, with its shards
     num_shards: int, # how many there are
-    index_factory: str = "" # FAISS factory string for both channels; empty chooses by size
+    index_factory: str = "", # FAISS factory string for both channels; empty chooses by size
+    copies: str = COPY_RULES[0] # how copies of a page are told
 ) -> Path: # the folder
     "Make an index of finished shards."
     check_options(1, index_factory)
     out = check_target(out_dir)
     plan, shards, about = check_shards(out, num_shards)
     info = read_json(plan / "plan.json")
-    extra = dict(documents=info["documents"], empty_texts=info["empty_texts"], image_root=about["image_root"], batch_size=about["batch_size"])
+    extra = dict(documents=info["documents"], empty_texts=info["empty_texts"], image_root=about["image_root"], batch_size=about["batch_size"], copies=copies)
     with replace_folder(out) as tmp:
         digests = join_parts(Parts(plan, shards, about["batch_size"]), tmp)
         finish(tmp, digests, {c: about[c] for c in CHANNELS}, index_factory, extra, dict(merge_shards=num_shards, batch_size=about["batch_size"]),
@@ -316,7 +319,7 @@ def rewrite(self: EvidenceIndex, write, config: dict) -> EvidenceIndex: # `write
     home, given = self.folder.resolve(), self.info["text"]["structure"]
     with replace_folder(home) as tmp:
         digests, documents, empty = write(tmp)
-        extra = dict(documents=documents, empty_texts=empty, image_root=relative(self.image_root, home), batch_size=self.info["batch_size"])
+        extra = dict(documents=documents, empty_texts=empty, image_root=relative(self.image_root, home), batch_size=self.info["batch_size"], copies=self.copies)
         about = {c: {k: self.info[c][k] for k in ("encoder", "fingerprint")} for c in CHANNELS}
         finish(tmp, digests, about, given["factory"] if given["chosen"] == "by the user" else "", extra, config, {"previous index": self.fingerprint})
     return type(self).load(self.folder, self.encoders["text"], self.encoders["image"], self.image_root)
@@ -404,7 +407,7 @@ def copy_of(self: EvidenceIndex, looks: list[Look], row: int) -> Verdict | None:
     near = [k for k in looks if hamming(self.hashes[row], hash_bytes([k.hash])[0]) <= FAR_BITS]
     if not near: return None
     page = self.page_look(row)
-    return next((v for v in (verdict(k, page) for k in near) if v.copy), None)
+    return next((v for v in (verdict(k, page, self.copies) for k in near) if v.copy), None)
 
 @patch
 def allowed(self: EvidenceIndex,
@@ -477,6 +480,7 @@ def search(self: EvidenceIndex,
         raise ConfigError(f"search needs texts or images, and lists of equal length; got {sizes or 'nothing'}")
     if top_k < 1: raise ConfigError(f"top_k is {top_k}, expected 1 or more")
     n = len(next(iter(queries.values())))
+    if any(isinstance(k, str) for k in exclude_copies or ()): raise ConfigError("exclude_copies takes looks at pages, not hashes; give index.look(record)")
     looks = [[k] if isinstance(k, Look) else list(k or []) for k in exclude_copies or [None] * n]
     out = [Found({c: [] for c in CHANNELS}) for _ in range(n)]
     for c, q in queries.items():
@@ -649,6 +653,7 @@ def compare_pages(
     pages: list[tuple[str, str, Look]], # image id, path and look of some pages
     near: list[list[int]], # for each, numbers of the pages that look like it, nearest first
     other, # function: number -> image id, path and look
+    rule: str = COPY_RULES[0], # how copies are told
     most: int = MOST # how many are compared for each page
 ) -> tuple[list[Pair], int]: # pairs with a verdict, and how many were left out
     "Look at pairs of pages that look alike; a page and itself are no pair."
@@ -657,8 +662,8 @@ def compare_pages(
         others = [o for o in map(other, numbers[:most + 1]) if o[0] != name]
         left += len(numbers[most + 1:])
         for other_id, other_path, there in others[:most]:
-            v = verdict(look, there)
-            if v.change is not None: out.append(Pair(name, path, other_id, other_path, v.copy, v.bits, v.change, v.reason))
+            v = verdict(look, there, rule)
+            if v.copy or v.change is not None: out.append(Pair(name, path, other_id, other_path, v.copy, v.bits, v.change, v.reason))
     return out, left
 
 # %% ../nbs/04_indices.ipynb #c063b
@@ -679,7 +684,7 @@ def leakage_audit(
     "What in an index could give queries away."
     found: dict[str, list[str]] = {k: [] for k in ("own_page", "near_duplicate", "question_in_text", "hint_in_text")}
     pages = record_facts(index, records)
-    pairs, _ = compare_pages(pages, near_copies(index.hashes, hash_bytes([look.hash for *_, look in pages])), index.page_facts)
+    pairs, _ = compare_pages(pages, near_copies(index.hashes, hash_bytes([look.hash for *_, look in pages])), index.page_facts, index.copies)
     copied = {p.image_id for p in pairs if p.copy}
     for r in records:
         row = index.row_of.get(r.image_id)
@@ -702,6 +707,7 @@ class IndexConfig:
     image_encoder: str = "models/clip-vit-base-patch32" # directory of a CLIP model with its image processor
     batch_size: int = 32 # texts or images per forward pass
     index_factory: str = "" # FAISS factory string for both channels, for example IVF256,Flat; empty chooses by size and measures recall
+    copies: Literal["pictures", "hash"] = "pictures" # how a copy of a query's page is told from a page like it: by comparing their pictures, or, as in older versions, by a hash alone
     num_shards: int|None = None # build shards, this many in all, under torchrun shared out over its processes; merge them afterwards
     shard: int|None = None # build this one shard only, from 0; with num_shards, without torchrun
     merge_shards: int|None = None # merge so many finished shards in out_dir; needs no other option
@@ -744,7 +750,7 @@ def build_shards(cfg: IndexConfig, shards: list[int]) -> list[str]: # a line abo
 def build_index(cfg: IndexConfig) -> EvidenceIndex:
     "Check the inputs, then build the index that a configuration describes."
     encoders = open_encoders(cfg.text_encoder, cfg.image_encoder, cfg.batch_size)
-    return EvidenceIndex.build(cfg.jsonl, cfg.image_root, cfg.out_dir, encoders["text"], encoders["image"], cfg.batch_size, asdict(cfg), (cfg.jsonl,), cfg.index_factory)
+    return EvidenceIndex.build(cfg.jsonl, cfg.image_root, cfg.out_dir, encoders["text"], encoders["image"], cfg.batch_size, asdict(cfg), (cfg.jsonl,), cfg.index_factory, cfg.copies)
 
 # %% ../nbs/04_indices.ipynb #c072
 def change_index(cfg: IndexConfig) -> EvidenceIndex:
@@ -772,7 +778,7 @@ def main(argv: list[str] | None = None) -> None:
     shards = my_shards(cfg)
     if shards: print("\n".join(build_shards(cfg, shards)), flush=True)
     if cfg.num_shards and (cfg.num_shards > 1 or not shards): return
-    if cfg.num_shards or cfg.merge_shards: merge_shards(cfg.out_dir, cfg.num_shards or cfg.merge_shards, cfg.index_factory)
+    if cfg.num_shards or cfg.merge_shards: merge_shards(cfg.out_dir, cfg.num_shards or cfg.merge_shards, cfg.index_factory, cfg.copies)
     elif cfg.jsonl: build_index(cfg)
     else: change_index(cfg)
     print(summary(cfg.out_dir))

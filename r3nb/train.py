@@ -343,7 +343,7 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     if not cfg.evidence_cache: raise ConfigError("evidence_cache is empty; name the folder to fill")
     if cfg.workers < 1: raise ConfigError(f"workers is {cfg.workers}, expected 1 or more")
     n, index, target = len(read_records(cfg.train_jsonl, cfg.image_root)), EvidenceIndex.load(replace(cfg, fp16=False).check().index_dir), cfg.corrupt_text_target
-    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families))
+    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families), index.copies)
     return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:
