@@ -253,6 +253,7 @@ def section(name: str, rows: list[dict], pairs: int | None) -> str:
     columns = ("split", "image_id", "image_path", "other", "other_id", "other_path", "bits", "change", "reason")
     return f"## {HEADS[name]} ({pairs} pairs{f', the first {SHOWN}' if pairs > SHOWN else ''})\n\n{markdown([{c: p[c] for c in columns} for p in rows[:SHOWN]])}"
 
+# %% ../nbs/10_audit.ipynb #c026a
 def run_audit(cfg: AuditConfig) -> dict: # what `audit.json` holds
     "Audit an index with some data files, and write the results."
     index = EvidenceIndex.load(cfg.index_dir, image_root=cfg.image_root or None)

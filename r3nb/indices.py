@@ -215,8 +215,7 @@ def build(cls: EvidenceIndex,
         encode_share(plan, plan / "share", encoders, batch_size, image_root)
         digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
         extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size, copies=copies)
-        store.db.close()
-        shutil.rmtree(plan)
+        store.db.close(); shutil.rmtree(plan)
         finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
                {Path(f).name: sha256_file(f) for f in inputs})
     return cls.load(out_dir, encoders["text"], encoders["image"], image_root)
