@@ -239,7 +239,7 @@ SHARE, NOISE, CLEAR = .12, .5, 12. # of the structure may be without a match, ni
 def difference(a: np.ndarray, b: np.ndarray) -> Difference:
     "Compare two views, laid over each other as well as can be."
     placing, coarse = SAME, difference_at(a, b, SAME, COARSE)
-    if coarse.share > .1: placing, coarse = min((placing, coarse), (other := placed(a, b), difference_at(a, b, other, COARSE)), key=lambda f: f[1].share)
+    if coarse.share > .05 or coarse.noise > .15: placing, coarse = min((placing, coarse), (other := placed(a, b), difference_at(a, b, other, COARSE)), key=lambda f: f[1].share)
     if coarse.share > SHARE or coarse.noise > NOISE or coarse.worst > CLEAR: return coarse
     fine = difference_at(a, b, placing, FINE)
     return Difference(max(coarse.worst, fine.worst), coarse.share, fine.noise)
