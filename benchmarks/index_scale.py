@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from bench import HashImage, HashText, chart, peak_mb, report, run_self
 
+from r3nb.copies import Look
 from r3nb.core import read_json
 from r3nb.documents import shared_plan
 from r3nb.encoders import build_shard, check_shards
@@ -65,10 +66,10 @@ def search(folder, n, kinds):
     own = g.choice(n, 320, replace=False)
     q = index.text_vectors[np.sort(own)] + .04 * g.standard_normal((320, 384), dtype="float32")
     q, ids = q / np.linalg.norm(q, axis=1, keepdims=True), [{f"d/{i}"} for i in np.sort(own)]
-    hashes, times, found = ["0f" * 32] * 32, [], []
+    looks, times, found = [Look("0f" * 32)] * 32, [], []
     for a in range(0, 320, 32):
         start = time.perf_counter()
-        found += index.search(texts=q[a:a + 32], exclude=ids[a:a + 32], exclude_hashes=hashes, top_k=3)
+        found += index.search(texts=q[a:a + 32], exclude=ids[a:a + 32], exclude_copies=looks, top_k=3)
         times.append((time.perf_counter() - start) / 32 * 1e3)
     right, rows, part = [], np.sort(own)[:64], index.text_vectors
     truth = np.full((64, 0), 0, "float32")

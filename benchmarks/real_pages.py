@@ -134,7 +134,7 @@ def by_part(clock, data, collator, index, searchers, position, engine):
     own = clock("CLIP", lambda: index.encoders["image"].encode([seen.image]))
     text = clock("MiniLM", lambda: index.encoders["text"].encode([query_text(seen)]))
     clock("search", lambda: [s.top(v, 3, lambda i, rows: np.ones(len(rows), bool)) for s, v in zip(searchers, (text, own), strict=True)])
-    found = index.search(text, own, [{r.image_id}], [[index.query_hash(r)]], 3)
+    found = index.search(text, own, [{r.image_id}], [[index.look(r)]], 3)
     example = clock("rest", lambda: make_examples(index, [r], [seen], collator.config, found, own, [(image, r.pseudo_text, r.question)])[0])
     evidence = clock("rest2", lambda: collator.evidence([example]))
     batch = clock("processor", lambda: collator([replace(example, corrupted=replace(seen, image=fit(collator, seen.image)))], evidence=evidence))

@@ -170,7 +170,7 @@ def encode(self: ImageEncoder, images: list[Image.Image]) -> np.ndarray: # [n, d
     return np.concatenate(parts)
 
 # %% ../nbs/04_encoders.ipynb #c027
-HASH_SIDE, NEAR_BITS = 16, 16 # 16 x 16 = 256 bits; up to 16 of them may differ in a near duplicate
+HASH_SIDE, NEAR_BITS = 16, 16 # 16 x 16 = 256 bits; up to 16 of them differ between two files of one page
 
 def image_hash(image: Image.Image) -> str: # 64 hexadecimal digits
     "Perceptual hash of a picture."

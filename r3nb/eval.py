@@ -9,10 +9,11 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of',
            'LastPictures', 'same_pictures', 'device_of', 'weights_folder', 'checkpoints_of', 'with_dtype',
            'check_models', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row',
-           'content_of', 'run_facts', 'run_key', 'same_own', 'own_file', 'check_rows', 'check_copy', 'by_length',
-           'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers',
-           'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery',
-           'copy_page', 'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'inputs_line', 'evaluate', 'main']
+           'held_field', 'content_of', 'run_facts', 'run_key', 'same_own', 'own_file', 'check_rows', 'check_copy',
+           'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'answer_part', 'only', 'check_controls', 'Team', 'team',
+           'answers', 'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files', 'finish', 'save_case',
+           'save_gallery', 'copy_page', 'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'withheld',
+           'withheld_line', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -545,7 +546,12 @@ def make_row(
             "prompt_sha256": sha256_text(answer.prompt), "prediction": answer.text, "references": r.answers,
             "scores": score(r.dataset, answer.text, r.answers, r.meta.get("metric")) if any(map(str.strip, r.answers)) else {}, "text": case.seen.pseudo_text if mode.text else "", "evidence": found,
             "formed": bool(found) if mode.evidence in CONTROLS else None, "shown": getattr(answer, "shown", None), "cut": getattr(answer, "cut", []),
-            "gates": short(answer.gates), "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}}
+            "gates": short(answer.gates), "confidence": own, "meta": {k: r.meta[k] for k in META if k in r.meta}} | held_field(evidence)
+
+def held_field(evidence:dict|None)->dict: # `held`, or nothing
+    "Pages that were held back as copies, by channel, for a row"
+    held = getattr(evidence, "held", ())
+    return {"held": [{"image_id": h.image_id, "channel": h.channel} for h in held]} if held else {}
 
 META = ("kind", "entity", "fact", "has_sibling", "human_or_machine", "answer_type", "operation/reasoning", "questionId", "metric") # columns kept for breakdowns, scoring and the test server
 
@@ -566,7 +572,7 @@ def run_facts(
 )->dict: # equal for runs whose rows may share a file
     "Everything that can change a row, by name"
     files = ("model_name", "tokenizer", "val_jsonl", "index_dir", "checkpoint_dir", "lora_checkpoint_dir")
-    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "ocr", "corrupt", "frozen", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
+    code = [sha256_file(code_dir()/f"{m}.py") for m in ("core", "ocr", "corrupt", "frozen", "copies", "indices", "model", "metrics", "eval", *["endpoint"] * bool(cfg.endpoint))]
     options = {k: v for k, v in asdict(cfg).items() if k not in FREE and k not in files and k != "image_root"} | {"endpoint": bool(cfg.endpoint),
                "frozen": read_json(Path(cfg.frozen)/"manifest.json").get("fingerprint") if cfg.frozen else None}
     return options | {f"content of {k}": content_of(getattr(cfg, k)) for k in files if getattr(cfg, k)} | {"code": fingerprint(code)}
@@ -706,8 +712,10 @@ def answer_part(
             if keep: yield from ((PARTIAL, rows) for rows in rows_of(mode, readers, [cases[j] for j in keep], found))
 
 def only(found:dict, mode:Mode)->dict:
-    "The evidence of the channels that a mode has not switched off"
-    return {c: [] if f"{c}_retrieval" in mode.off else e for c, e in found.items()}
+    "The evidence of the channels that a mode has not switched off, and what was held back in them"
+    from r3nb.indices import Found
+    off = {c for c in found if f"{c}_retrieval" in mode.off}
+    return Found({c: [] if c in off else e for c, e in found.items()}, [h for h in getattr(found, "held", ()) if h.channel not in off])
 
 PARTIAL, DAMAGE = "predictions.partial.jsonl", "corruption.partial.jsonl"
 
@@ -969,6 +977,19 @@ def frozen_report(cfg:EvalConfig, out:Path)->dict|None:
     mark = read_json(Path(cfg.frozen)/"manifest.json")["fingerprint"]
     return {"fingerprint": mark, "whole": mark == sha256_file(out/"corruption.jsonl")}
 
+def withheld(path:Path)->dict: # questions and pages of retrieved evidence
+    "For how many questions evidence was held back because it was a copy of their own page"
+    seen = {}
+    for _, r in read_jsonl(path):
+        if parse_mode(r["mode"]).evidence == "retrieved": seen.setdefault(r["sample_id"], set()).update(h["image_id"] for h in r.get("held", ()))
+    return {"questions": sum(map(bool, seen.values())), "of": len(seen), "pages": len(set().union(*seen.values()))}
+
+def withheld_line(count:dict)->str:
+    "The same in words; empty for a run without evidence"
+    if not count["of"]: return ""
+    if not count["questions"]: return f"evidence was withheld for none of {count['of']} questions: no page that was found is a copy of their own"
+    return f"evidence was withheld for {count['questions']} of {count['of']} questions: {count['pages']} pages are copies of their own; r3nb_audit lists them"
+
 def inputs_line(cfg:EvalConfig, summary:dict)->str:
     "Where the damaged inputs came from, and their fingerprint"
     had = summary["frozen"]
@@ -988,7 +1009,7 @@ def evaluate(
     if cfg.out_json and (us is None or us.leads): check_copy(cfg.out_json, out, settings_of(cfg), cfg.overwrite, [cfg.val_jsonl])
     path = sweep(cfg, readers, us)
     if us and not us.leads: return None
-    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "inputs_fingerprint": sha256_file(out/"corruption.jsonl"), "frozen": frozen_report(cfg, out)}
+    summary = summarise(path, cfg.n_boot) | {"settings": settings_of(cfg), "inputs_fingerprint": sha256_file(out/"corruption.jsonl"), "frozen": frozen_report(cfg, out), "withheld": withheld(path)}
     if cfg.endpoint: summary["endpoint"] = endpoint_report(out)
     save_examples(cfg)
     write_json(out/SUMMARY, summary)
@@ -1014,7 +1035,7 @@ def main(argv=None):
     else:
         with team() as us: summary = evaluate(cfg, us=us)
     if summary: print(show(summary))
-    if summary and not cfg.rescore: print(inputs_line(cfg, summary))
+    if summary and not cfg.rescore: print("\n".join(filter(None, [inputs_line(cfg, summary), withheld_line(summary["withheld"])])))
 
 # %% ../nbs/08_eval.ipynb #c090
 if __name__ == "__main__" and "__file__" in globals(): main()

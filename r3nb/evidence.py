@@ -61,6 +61,7 @@ class Grid:
     variants: int = 1 # seeds of damage per record and level
     families: list[str] = field(default_factory=list) # kinds of damage, empty for each sample's own draw
     own: list[str] = field(default_factory=list) # SHA-256 of the code of those that are one's own
+    copies: str = "hash" # how copies of a page were told; not named by caches of older versions
     format: int = 1 # of the files
 
     def __post_init__(self):
@@ -90,7 +91,7 @@ def look_up(index: EvidenceIndex, grid: Grid, records: list, damaged: list)->np.
     out["row"] = -1
     for c in CHANNELS: out[c] = vectors[c]
     asked = {c: vectors[c] if c in grid.channels else None for c in CHANNELS}
-    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], [[index.query_hash(r)] for r in records], grid.top_k)
+    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], [[index.look(r)] for r in records], grid.top_k)
     for i, by in enumerate(found):
         for j, c in enumerate(CHANNELS):
             for k, e in enumerate(by[c]): out["row"][i, j, k], out["score"][i, j, k] = e.row, e.score
@@ -158,7 +159,7 @@ def claim(folder: str|Path, grid: Grid, overwrite: bool = False)->None: # overwr
     "Write what a cache is for, or check that it is for the same."
     path, wants = Path(folder)/"evidence.json", asdict(grid)
     if path.is_file():
-        other = differences(read_json(path), wants)
+        other = differences({"copies": Grid.copies} | read_json(path), wants)
         if not other: return
         if not overwrite: raise ConfigError(f"{folder} holds evidence for something else ({other}); give another folder, or add --overwrite to replace it")
         for f in [path, *Path(folder).glob("block_*.npy")]: f.unlink()
@@ -174,11 +175,12 @@ class EvidenceStore:
     def __init__(self, folder: str|Path, index: EvidenceIndex, jsonl: str|Path, n: int, seed: int, top_k: int, channels: tuple, text_target: str, families: tuple|list = ()):
         self.folder, self.index, path = Path(folder), index, Path(folder)/"evidence.json"
         if not path.is_file(): raise ConfigError(f"{folder} is not an evidence cache (no evidence.json); make it with r3nb_evidence and the options of this training")
-        has = read_json(path)
-        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target, "families": list(families), "own": own_digests(families)}
+        said = read_json(path)
+        has = {"copies": Grid.copies} | said
+        wants = {"format": Grid.format, "index": index.fingerprint, "records": sha256_file(jsonl), "seed": seed, "top_k": top_k, "text_target": text_target, "families": list(families), "copies": index.copies, "own": own_digests(families)}
         other = [d for d in [differences(has, wants), *(f"nothing from the {c} channel" for c in channels if c not in has.get("channels", ()))] if d]
         if other: raise ConfigError(f"evidence_cache {folder} was made for something else ({'; '.join(other)}); make one with r3nb_evidence and the options of this training")
-        self.grid, self.fingerprint, blocks = Grid(**has), fingerprint(has), range(-(-n // BLOCK))
+        self.grid, self.fingerprint, blocks = Grid(**has), fingerprint(said), range(-(-n // BLOCK))
         missing = [b for b in blocks if not block_file(folder, b).is_file()]
         if missing: raise ConfigError(f"{folder} is not finished: {len(missing)} of {len(blocks)} blocks are missing; give the command that fills it again")
         for b in blocks: self.block(b, min(BLOCK, n - b * BLOCK))

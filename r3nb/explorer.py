@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from .copies import Look
 from .core import (ConfigError, DataError, QARecord, R3Error, WorkerError, atomic_dir, code_dir, console, fingerprint, machine_fault,
                        nearest, open_image, parse_cli, read_records, resolve_image, sha256_file)
 from .core import locked, may_fill, remove_leftovers, write_note
@@ -214,7 +215,7 @@ def evidence(self:Explorer, case:Case, clean)->dict: # channel -> list of `Evide
     if case.record.sample_id in self.records: return find_evidence(self.index, [case], ["retrieved"], k)["retrieved"][0]
     vectors = encode_queries(self.index, [case.seen])
     case.own = vectors["image"][0]
-    return self.index.search(vectors["text"], vectors["image"], [{case.record.image_id}], [[image_hash(clean)]], k)[0]
+    return self.index.search(vectors["text"], vectors["image"], [{case.record.image_id}], [[Look(image_hash(clean), text=case.record.pseudo_text, image=clean)]], k)[0]
 
 # %% ../nbs/14_explorer.ipynb #c023
 @patch

@@ -340,8 +340,8 @@ def evidence(self: TrainSet, positions: list[int], records: list, damaged: list,
     asked = [d if o is None else self.damage(p, o)[2] for p, o, d in zip(positions, others, damaged, strict=True)]
     vectors = encode_queries(self.index, asked, c.channels, memo)
     pairs = [[r] if o is None else [r, o] for r, o in zip(records, others, strict=True)]
-    ids, hashes = [{r.image_id for r in rs} for rs in pairs], [[self.index.query_hash(r) for r in rs] for rs in pairs]
-    return self.index.search(vectors.get("text"), vectors.get("image"), ids, hashes, c.top_k)
+    ids, looks = [{r.image_id for r in rs} for rs in pairs], [[self.index.look(r) for r in rs] for rs in pairs]
+    return self.index.search(vectors.get("text"), vectors.get("image"), ids, looks, c.top_k)
 
 # %% ../nbs/06_train.ipynb #c022
 def handed(make, wrap=lambda e: e): # what `make()` returned, or in a worker its error
@@ -383,7 +383,7 @@ def remembered(self: TrainSet, position: int, record)->dict: # channel -> pages
     if other is None: return {k: v if k in c.channels else [] for k, v in self.finding(position, self.order[position])[1].items()}
     vectors, both = self.finding(position, self.number_of(other))[0], (record, other)
     text, image = (vectors[k][None] if k in c.channels else None for k in ("text", "image"))
-    return self.index.search(text, image, [{r.image_id for r in both}], [[self.index.query_hash(r) for r in both]], c.top_k)[0]
+    return self.index.search(text, image, [{r.image_id for r in both}], [[self.index.look(r) for r in both]], c.top_k)[0]
 
 @patch
 def number_of(self: TrainSet, record)->int:
@@ -405,7 +405,7 @@ def prepare_evidence(cfg: EvidenceConfig)->Path: # the cache
     if cfg.workers < 1: raise ConfigError(f"workers is {cfg.workers}, expected 1 or more")
     replace(cfg, fp16=False).check()
     n, index, target = check_paths(cfg, trains=False), EvidenceIndex.load(cfg.index_dir), cfg.corrupt_text_target
-    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families))
+    grid = Grid(index.fingerprint, sha256_file(cfg.train_jsonl), cfg.seed, cfg.top_k, list(cfg.channels), target, cfg.levels, cfg.variants, cfg.families, own_digests(cfg.families), index.copies)
     return fill(cfg.evidence_cache, grid, cfg.index_dir, cfg.train_jsonl, cfg.image_root, n, cfg.workers, cfg.overwrite)
 
 def open_store(cfg: TrainConfig, index: EvidenceIndex|None, n: int)->EvidenceStore|None:

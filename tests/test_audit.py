@@ -10,7 +10,7 @@ from PIL import Image
 from test_indices import page, record
 from test_scale import Pixels, Words
 
-from r3nb.audit import AuditConfig, draw_sample, duplicate_rows, main, measure, rank_scores, records_by_split, run_audit, split_hashes, target_of
+from r3nb.audit import AuditConfig, draw_sample, duplicate_rows, held_and_kept, main, measure, rank_scores, records_by_split, run_audit, split_pages, target_of
 from r3nb.core import ConfigError, DataError, read_json, write_jsonl
 from r3nb.indices import EvidenceIndex
 
@@ -64,9 +64,11 @@ def test_the_same_page_is_found_by_question_and_picture(world):
 
 
 def test_near_copies_across_splits(world):
-    rows, examples = duplicate_rows(split_hashes(world.index, {"train": world.train, "val": world.val}))
-    assert [(r["pictures"], r["near copy in train"], r["near copy in val"], r["near copy in index"]) for r in rows] == [(12, 0, 1, 0), (4, 1, 0, 1)]
-    assert {(e["image_id"], e["copy"]) for e in examples} == {("w/04", "w/15"), ("w/15", "w/04")} and all(e["bits"] <= 16 for e in examples)
+    rows, pairs = duplicate_rows(split_pages(world.index, {"train": world.train, "val": world.val}))
+    assert [(r["pictures"], r["copy in train"], r["copy in val"], r["copy in index"], r["not compared"]) for r in rows] == [(12, 0, 1, 0, 0), (4, 1, 0, 1, 0)]
+    held, kept = held_and_kept(pairs)
+    assert [(e["image_id"], e["other_id"], e["other_path"]) for e in held] == [("w/04", "w/15", "w/images/copy.png")] and held[0]["bits"] <= 16
+    assert all(e["change"] > 5 or "other" in e["reason"] for e in kept)
 
 
 def test_a_draw_is_seeded_and_covers_splits(world):
@@ -83,8 +85,8 @@ def test_files_and_faults(world, tmp_path, monkeypatch):
     cfg = AuditConfig(world.files, out_dir=str(tmp_path / "audit"), levels=[0, .5], recall_at=[1, 3])
     result = run_audit(cfg)
     saved, text = read_json(tmp_path / "audit/audit.json"), (tmp_path / "audit/audit.md").read_text()
-    assert saved["near copies"] == result["near copies"] and {r["level"] for r in saved["answers"]} == {0, .5}
-    assert saved["leaks"][1]["near_duplicate"] == 1 and text.count("## ") == 4 and "| val |" in text
+    assert saved["near copies"] == result["near copies"] and saved["held"][0]["other_id"] == "w/15" and saved["held_pairs"] == 1 and "(1 pairs)" in text and {r["level"] for r in saved["answers"]} == {0, .5}
+    assert saved["leaks"][1]["near_duplicate"] == 1 and text.count("## ") == 6 and "| val |" in text
     assert Image.open(tmp_path / "audit/audit.png").size[0] > 500 and (tmp_path / "audit/audit.pdf").stat().st_size > 1000
     first = (tmp_path / "audit/audit.json").read_bytes()
     run_audit(cfg)

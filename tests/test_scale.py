@@ -456,7 +456,7 @@ def test_scan_equals_flat_search_with_ties(tmp_path):
 def test_an_index_with_a_structure_keeps_the_rules(world, tmp_path):
     flat = fake_build(world, tmp_path / "flat")
     texts, ban = [r.pseudo_text for r in rows_of()[::3]], [{r.image_id} for r in rows_of()[::3]]
-    rows = lambda ix: [[e.row for e in f["text"]] for f in ix.search(texts=texts, exclude=ban, exclude_hashes=[ix.query_hash(r) for r in rows_of()[::3]])]
+    rows = lambda ix: [[e.row for e in f["text"]] for f in ix.search(texts=texts, exclude=ban, exclude_copies=[ix.look(r) for r in rows_of()[::3]])]
     for factory in ("IVF4,Flat", "HNSW8", "IVF2,SQ8"):
         index = fake_build(world, tmp_path / "i", index_factory=factory)
         info = json.loads((tmp_path / "i/index.json").read_text())
