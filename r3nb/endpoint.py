@@ -258,6 +258,7 @@ def stranger(self:Endpoint,
     if said is None or said == mine or as_asked(said, self.cfg.model_name) and as_asked(mine, self.known["model"]): return ""
     return f"answered by '{said}', but the answers of this run are by '{mine}'"
 
+# %% ../nbs/08_endpoint.ipynb #p033b
 @patch
 def prompt(self:Endpoint,
     mode, # how to answer

@@ -1332,6 +1332,7 @@ def greedy(self: R3Model)->Iterator[dict]: # options of `generate`
     try: yield out
     finally: base.generation_config = kept
 
+# %% ../nbs/05_model.ipynb #p104b
 @patch
 @torch.no_grad()
 def generate(self: R3Model,

@@ -7,7 +7,7 @@ __all__ = ['CASES', 'OWN', 'METHODS', 'NF4', 'STRATEGIES', 'MAX_LIVE', 'CONTEXT'
            'DATA', 'DEEPSPEED', 'SHOWN', 'PlanConfig', 'shipped', 'backbone_config', 'skeleton', 'quiet', 'numel',
            'Anatomy', 'tower', 'anatomy', 'Live', 'dummy', 'Grouped', 'grouped', 'Trace', 'trace', 'small', 'stacked',
            'text_trace', 'Regathered', 'regathered', 'case_of', 'how', 'lora_config', 'prepared', 'text_case',
-           'patches', 'picture_tokens', 'sight', 'vision_case', 'stand_in', 'head_trace', 'modules_trace', 'Model',
+           'patches', 'sight', 'vision_case', 'picture_tokens', 'stand_in', 'head_trace', 'modules_trace', 'Model',
            'open_model', 'own_or_plain', 'activations', 'gathered', 'budget', 'host_peak', 'refused', 'row', 'launcher',
            'command', 'make_plan', 'table', 'report', 'nearest_fit', 'main', 'measure']
 
@@ -328,20 +328,6 @@ def patches(config, tokens: int)->int:
     if side == 1 and whole and getattr(v, "image_size", None): return round(tokens * (one(v.image_size) // one(v.patch_size))**2 / whole)
     return round(tokens * side**2)
 
-def picture_tokens(config, max_pixels: int, max_tokens: int = 10**9)->int:
-    "How many tokens a picture of so many pixels becomes, as far as a configuration says; training shrinks one that does not fit max_tokens."
-    v, one, pixels = getattr(config, "vision_config", None), lambda x: x[0] if isinstance(x, (list, tuple)) else x, max_pixels or 10**12
-    if v is None: return 0
-    first = lambda places, *names: next((one(x) for c in places for n in names if (x := getattr(c, n, None))), 0)
-    side, most, merge = first([v], "patch_size") or 16, first([v], "image_size"), first([v, config], "spatial_merge_size")
-    if v.model_type == "pixtral": pixels = min(pixels, most**2) # its longest edge
-    if merge or not most: return min(max_tokens - 1, pixels // (side * (merge or 1))**2) # squares, as many as there are
-    shrink = first([config], "scale_factor", "downsample_factor") or 1 / (first([config], "downsample_ratio") or 1)
-    tile, tiles = first([config], "mm_tokens_per_image", "image_seq_length") or round((most // side)**2 / shrink**2), 0
-    if grid := getattr(config, "image_grid_pinpoints", None): tiles = min(-(-pixels // most**2), max(h * w for h, w in grid) // most**2)
-    elif shrink != 1: tiles = -(-pixels // most**2)
-    return min(max_tokens - 1, tile * (1 + tiles))
-
 def sight(body: Anatomy)->tuple[int, int, int]: # width, heads, blocks
     "The sizes of a vision tower that every family names otherwise."
     blocks, v = body.model.get_submodule(body.vision), body.model.config.vision_config
@@ -362,6 +348,21 @@ def vision_case(body: Anatomy, case: str, cfg: PlanConfig, dtype: torch.dtype, n
         run = lambda block=block, x=x, named={k: extra[k] for k in extra if k in names}: tree_leaves(block(x, **named))[0]
         ones.append(trace(run, mode, [*given, x, turn], half, linear))
     return stacked(Trace(), ones, list(counts.values()))
+
+# %% ../nbs/12_plan.ipynb #p036b
+def picture_tokens(config, max_pixels: int, max_tokens: int = 10**9)->int:
+    "How many tokens a picture of so many pixels becomes, as far as a configuration says; training shrinks one that does not fit max_tokens."
+    v, one, pixels = getattr(config, "vision_config", None), lambda x: x[0] if isinstance(x, (list, tuple)) else x, max_pixels or 10**12
+    if v is None: return 0
+    first = lambda places, *names: next((one(x) for c in places for n in names if (x := getattr(c, n, None))), 0)
+    side, most, merge = first([v], "patch_size") or 16, first([v], "image_size"), first([v, config], "spatial_merge_size")
+    if v.model_type == "pixtral": pixels = min(pixels, most**2) # its longest edge
+    if merge or not most: return min(max_tokens - 1, pixels // (side * (merge or 1))**2) # squares, as many as there are
+    shrink = first([config], "scale_factor", "downsample_factor") or 1 / (first([config], "downsample_ratio") or 1)
+    tile, tiles = first([config], "mm_tokens_per_image", "image_seq_length") or round((most // side)**2 / shrink**2), 0
+    if grid := getattr(config, "image_grid_pinpoints", None): tiles = min(-(-pixels // most**2), max(h * w for h, w in grid) // most**2)
+    elif shrink != 1: tiles = -(-pixels // most**2)
+    return min(max_tokens - 1, tile * (1 + tiles))
 
 # %% ../nbs/12_plan.ipynb #c037b
 def stand_in(body: Anatomy): # a configuration

@@ -1145,13 +1145,12 @@ def build_trainer(cfg: TrainConfig)->R3Trainer:
     last = first(lambda: sound_checkpoint(cfg.output_dir, cfg.allow_previous))
     if cfg.threads: torch.set_num_threads(cfg.threads)
     seed_everything(cfg.seed)
-    config = cfg.model_config(index or described(cfg))
-    model = open_model(cfg, config, last)
+    model = open_model(cfg, config := cfg.model_config(index or described(cfg)), last)
     trainer = R3Trainer(cfg, model, TrainSet(cfg, records, index, config, world_size(), store), last)
-    trainer.remarks = [trainer.collator.check_targets(records)]
     if cfg.teacher == "ema" and trainer.has_teacher: trainer.add_callback(MovingAverage(trainer, cfg.ema_decay))
     if cfg.eval_every and cfg.val_jsonl: trainer.add_callback(Validation(trainer, cfg, index))
     for callback in (StopOnSignal(trainer.args.device), Progress()): trainer.add_callback(callback)
+    trainer.remark = trainer.collator.check_targets(records)
     return trainer
 
 # %% ../nbs/06_train.ipynb #c060
@@ -1169,7 +1168,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
         first(lambda: tidy(cfg, step))
         if rank() == 0:
             ahead = foresee(trainer.collator, trainer.train_dataset.records, cfg.image_root)
-            print(*filter(None, [*trainer.remarks, *amount(trainer.train_dataset), ahead]), sep="\n", flush=True)
+            print(*filter(None, [trainer.remark, *amount(trainer.train_dataset), ahead]), sep="\n", flush=True)
         trainer.last_log = step
         for reporter in reporters(cfg, step, rank() == 0): trainer.add_callback(reporter)
         trainer.train(resume_from_checkpoint=str(last) if last else None)

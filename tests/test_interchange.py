@@ -163,7 +163,7 @@ def test_frozen_conditions_become_tasks(cold, tmp_path):
     assert len(tasks) == 3*(1 + 2*4)*2 and "cold_chartqa_drawn_l0_s0" in tasks
     assert tasks["cold_infovqa_gaussian_blur_l0.2_s1_text"] == {"group": "cold_infovqa_gaussian_blur_text", "top": "cold_frozen_text", "metric": "anls", "n": 1}
     task, docs = task_docs(tmp_path/"out/cold_chartqa/cold_chartqa_drawn_l0.6_s1_text.yaml", tmp_path/"cache")
-    assert task["metadata"] == {"version": 1.0, "mode": "base+text", "dataset": "chartqa", "damage": "drawn", "level": 0.6, "seed": 1,
+    assert task["metadata"] == {"version": 1.0, "mode": "base+text", "max_pixels": 2_097_152, "dataset": "chartqa", "damage": "drawn", "level": 0.6, "seed": 1,
                                 "frozen": read_json(cold[0]/"manifest.json")["fingerprint"]}
     assert [m["metric"] for m in task["metric_list"]] == ["relaxed_overall", "relaxed_augmented_split"]
     fresh = list(FreshInputs(Pages(cold[0].parent))([cold[1][0], cold[1][2]], Condition("drawn", 0.6, 1)))
