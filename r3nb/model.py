@@ -834,9 +834,8 @@ class R3Model(nn.Module):
         processor.manner = read_manner(processor, backbone)
         self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
-        self.precision = str(backbone.get_input_embeddings().weight.dtype).removeprefix("torch.") # as loaded: full fine-tuning trains in 32 bits
-        self.dtype, self.shadow_, self.acting, self.in_parts = backbone.get_input_embeddings().weight.dtype, None, "student", False
         embedding = backbone.get_input_embeddings()
+        self.dtype, self.shadow_, self.acting, self.in_parts, self.precision = embedding.weight.dtype, None, "student", False, str(embedding.weight.dtype).removeprefix("torch.") # as loaded: full fine-tuning trains in 32 bits
         look = lambda *ids: embedding(torch.tensor(ids, device=runs_on(embedding))).detach().float() # as the hook sees it: Gemma scales its rows
         rows, neutral = look(*range(min(4096, len(embedding.weight)))), look(neutral_id(processor.tokenizer, config.neutral_token))[0]
         self.backbone = add_lora(backbone, config)
