@@ -199,8 +199,7 @@ class UnifyConfig:
     overwrite: bool = False # replace unified files that other options or inputs gave
 
     def __post_init__(self):
-        text_source(self, spec := folder_spec(self.dataset, self.raw_dir))
-        self.dataset = spec.name
+        text_source(self, spec := folder_spec(self.dataset, self.raw_dir)); self.dataset = spec.name
         if self.workers < 1: raise ConfigError(f"workers: {self.workers} threads cannot check anything; use 1 or more")
         for s in self.splits:
             if s not in SPLITS: raise ConfigError(f"splits: unknown split '{s}'{nearest(s, SPLITS)}")

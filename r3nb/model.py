@@ -985,7 +985,7 @@ def neutral_id(tokenizer, name: str = "")->int:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id: return ids[0]
     raise ConfigError(f"neutral_token {name!r} is not one token of this tokenizer; name one that is, such as '.' or 'the'")
 
-# %% ../nbs/05_model.ipynb #c084
+# %% ../nbs/05_model.ipynb #k084
 def runs_on(module: nn.Module)->torch.device:
     "Where a module computes: where its weights are, or where accelerate brings them for the moment."
     hook = getattr(module, "_hf_hook", None)
@@ -993,6 +993,7 @@ def runs_on(module: nn.Module)->torch.device:
         if getattr(h, "execution_device", None) is not None: return torch.device(h.execution_device)
     return next(module.parameters()).device
 
+# %% ../nbs/05_model.ipynb #c084
 class R3Model(nn.Module):
     "A vision-language backbone that reads evidence through its prompt and through soft tokens."
     accepts_loss_kwargs = True # the Trainer then counts answer tokens over all micro-batches
@@ -1004,9 +1005,8 @@ class R3Model(nn.Module):
         processor.manner = read_manner(processor, backbone)
         self.config, self.slim = backbone.config, "logits_to_keep" in inspect.signature(backbone.forward).parameters
         backbone.requires_grad_(False)
-        self.precision = str(backbone.get_input_embeddings().weight.dtype).removeprefix("torch.") # as loaded: full fine-tuning trains in 32 bits
-        self.dtype, self.shadow_, self.acting, self.in_parts = backbone.get_input_embeddings().weight.dtype, None, "student", False
         embedding = backbone.get_input_embeddings()
+        self.dtype, self.shadow_, self.acting, self.in_parts, self.precision = embedding.weight.dtype, None, "student", False, str(embedding.weight.dtype).removeprefix("torch.") # as loaded: full fine-tuning trains in 32 bits
         look = lambda *ids: embedding(torch.tensor(ids, device=runs_on(embedding))).detach().float() # as the hook sees it: Gemma scales its rows
         rows, neutral = look(*range(min(4096, len(embedding.weight)))), look(neutral_id(processor.tokenizer, config.neutral_token))[0]
         self.backbone = add_lora(backbone, config)
@@ -1070,6 +1070,7 @@ def lora_pattern(backbone, targets: list[str], vision: bool = False)->str: # a r
     parts = [rf"(?!.*(visual|vision)){re.escape(root + '.' if root else '')}(.*\.)?{inner}"] if inner else []
     return "|".join([*parts, *([rf".*(visual|vision)(.*\.)?{outer}"] if vision else [])])
 
+# %% ../nbs/05_model.ipynb #k085q
 def beside(model): # the same
     "Put LoRA where its layers compute; accelerate keeps the layers' own weights elsewhere when they are offloaded."
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -1563,7 +1564,7 @@ def load_weights(self: R3Model, folder: Path)->None:
     if self.r3.lora_r: _fill(self.lora_parameters(), _tensors(folder/"adapter_model.safetensors"), folder/"adapter_model.safetensors")
     _fill({n: own[n] for n in backbone if n in own}, backbone, backbone.place)
 
-# %% ../nbs/05_model.ipynb #c111
+# %% ../nbs/05_model.ipynb #k111
 def saved_dtype(folder: str|Path)->str: # float32, float16 or bfloat16; empty when nothing says it
     "The precision that a checkpoint was trained in."
     folder = Path(folder)
@@ -1572,6 +1573,7 @@ def saved_dtype(folder: str|Path)->str: # float32, float16 or bfloat16; empty wh
     how = read_json(folder/"train_config.json") # of a checkpoint that is older than the entry
     return "float16" if how.get("fp16") else "bfloat16" if how.get("bf16") else "float32"
 
+# %% ../nbs/05_model.ipynb #c111
 @patch(cls_method=True)
 def load(cls: R3Model,
     folder: str|Path, # a checkpoint

@@ -268,10 +268,9 @@ class TrainSet(Dataset):
         world_size: int = 1, # processes that share each step
         store: EvidenceStore|None = None # evidence that was looked up beforehand
     ):
-        self.cfg = cfg = with_steps(cfg, len(records), world_size)
-        self.records, self.index, self.config, self.store = records, index, config, store
+        self.cfg, self.records, self.index, self.config, self.store = with_steps(cfg, len(records), world_size), records, index, config, store
         self.per_step = cfg.batch_size * cfg.grad_accum * world_size
-        self.order = mixture_sampler(records, cfg.sampling_alpha, cfg.max_steps * self.per_step, cfg.seed)
+        self.order = mixture_sampler(records, cfg.sampling_alpha, self.cfg.max_steps * self.per_step, cfg.seed)
 
     def __len__(self): return len(self.order)
     def __getitem__(self, position: int): return self.__getitems__([position])[0]
@@ -1129,6 +1128,7 @@ def open_model(cfg: TrainConfig, config: R3Config, last: Path|None)->R3Model:
     if not any(p.requires_grad for p in model.parameters()): raise ConfigError("these options train nothing; give lora_r, or switch modules and losses on")
     return model.train()
 
+# %% ../nbs/06_train.ipynb #k058
 def build_trainer(cfg: TrainConfig)->R3Trainer:
     "Records, index, model and trainer of a configuration."
     cfg.check()

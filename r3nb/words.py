@@ -48,14 +48,14 @@ SAME |= {
                                    "jsonl_path json_file jsonl_file annotation_path annotations input_jsonl input_json input_file jsonl records",
     "val_jsonl jsonl": "val_file val_data val_path val_json val_data_path val_dataset validation_file validation_data validation_jsonl eval_file eval_data eval_path eval_jsonl eval_dataset "
                        "test_file test_data test_path test_jsonl dev_file dev_jsonl train_jsonl val_jsonl questions",
-    "image_root image_dir source": "image_folder images_dir images_root image_dir images image_path img_root img_dir image_base_dir image_root_dir media_dir data_root",
+    "image_root image_dir source": "image_root image_folder images_dir images_root image_dir images image_path img_root img_dir image_base_dir image_root_dir media_dir data_root",
     "raw_dir image_dir image_root": "raw raw_path raw_folder raw_root input_dir in_dir data_dir source_dir",
     "index_dir out_dir": "index index_path index_folder indices indices_dir index_root faiss_index faiss_dir faiss_path retrieval_index retrieval_dir retriever_dir",
     "checkpoint_dir resume_from": "checkpoint checkpoint_path checkpoint_folder ckpt ckpt_dir ckpt_path r3_checkpoint r3_checkpoint_dir adapter adapter_dir adapter_path adapter_name_or_path lora_path "
                                   "weights_path load_checkpoint model_checkpoint peft_path",
     "lora_checkpoint_dir": "lora_checkpoint lora_ckpt lora_dir lora_checkpoint_path baseline_checkpoint baseline_dir",
     "resume_from checkpoint_dir": "resume resume_from_checkpoint resume_checkpoint resume_path resume_dir init_from init_checkpoint load_from pretrained_checkpoint warm_start",
-    "model_name backbone": "model model_path model_id model_dir model_name_or_path model_root backbone backbone_name backbone_path backbone_dir base_model base_model_path base_model_name base_model_name_or_path "
+    "model_name backbone": "model_name model model_path model_id model_dir model_name_or_path model_root backbone backbone_name backbone_path backbone_dir base_model base_model_path base_model_name base_model_name_or_path "
                            "pretrained_model pretrained_model_name pretrained_model_name_or_path vlm vlm_path vlm_name llm_path",
     "image_encoder": "clip clip_model clip_path clip_dir clip_name clip_model_name clip_model_path image_model image_encoder_name image_encoder_path retrieval_image_model vision_encoder visual_encoder",
     "text_encoder": "sentence_model sentence_encoder sentence_transformer text_model text_encoder_name text_encoder_path text_encoder_model retrieval_text_model embedding_model embedder minilm minilm_path sbert sbert_model",
