@@ -182,6 +182,7 @@ class UnifyConfig:
         if p.is_absolute() or ".." in p.parts:
             raise ConfigError(f"image_prefix {self.image_prefix!r} leaves the image root; give a relative folder name, without '..'")
 
+# %% ../nbs/01_data.ipynb #u028
 def text_source(
     cfg:UnifyConfig, # what the user asked for
     spec:DatasetSpec, # what the dataset has
@@ -612,7 +613,7 @@ def merge(
     if workers < 1: raise ConfigError(f"workers: {workers} threads cannot read anything; use 1 or more")
     with check_out(out, [*inputs, *against]) and scratch(_Merger.TABLES) as db:
         m = _Merger(db)
-        for path in [*against, *inputs]: m.read(path, own=path in inputs)
+        for path, own in [*((p, False) for p in against), *((p, True) for p in inputs)]: m.read(path, own)
         for where, name, fault, n in m.unanswered.values(): m.problems.append(DataError(f"{where}: {name} {fault} ({n} such records in this file)"))
         _check_images(m, image_root, compare, workers, drop_shared)
         m.problems.check()
