@@ -207,6 +207,7 @@ class UnifyConfig:
         if p.is_absolute() or ".." in p.parts:
             raise ConfigError(f"image_prefix {self.image_prefix!r} leaves the image root; give a relative folder name, without '..'")
 
+# %% ../nbs/01_data.ipynb #u028
 def text_source(
     cfg:UnifyConfig, # what the user asked for
     spec:DatasetSpec, # what the dataset has
@@ -638,15 +639,13 @@ def merge(
     overwrite:bool=False, # replace a file with other content?
 )->list[dict]: # the table of counts
     "Join unified files into one, with checks; print a table per dataset and split"
-    inputs, against = list(inputs), list(against)
+    inputs, against = [*inputs], [*against]
     if not inputs: raise ConfigError("inputs: no file given; name at least one unified JSONL file")
     if (against or drop_shared) and image_root is None: raise ConfigError("against, drop_shared: images are compared by content, which needs image_root; name the folder of the images")
     if workers < 1: raise ConfigError(f"workers: {workers} threads cannot read anything; use 1 or more")
-    check_out(out, [*inputs, *against])
-    with scratch(_Merger.TABLES) as db:
+    with check_out(out, [*inputs, *against]) and scratch(_Merger.TABLES) as db:
         m = _Merger(db)
-        for path in against: m.read(path, own=False)
-        for path in inputs: m.read(path, own=True)
+        for path, own in [*((p, False) for p in against), *((p, True) for p in inputs)]: m.read(path, own)
         for where, name, fault, n in m.unanswered.values(): m.problems.append(DataError(f"{where}: {name} {fault} ({n} such records in this file)"))
         _check_images(m, image_root, compare, workers, drop_shared)
         m.problems.check()

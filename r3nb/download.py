@@ -724,8 +724,7 @@ def fetch_split(
     settle(job.work)
     shards = decode_split(job, files, declared, pool, cfg)
     if had := made["splits"].get(job.hub_split):
-        write_json(job.work/HAD, {"key": had.get("key"), "images": [f for f in had["files"] if f.startswith("images/")]})
-        del made["splits"][job.hub_split]
+        write_json(job.work/HAD, {"key": had.get("key"), "images": [f for f in had["files"] if f.startswith("images/")]}); del made["splits"][job.hub_split]
         write_json(job.out/"manifest.json", made)
     if skip := binary_columns(shards[0].kinds, job.spec): print(f"{job.title}: binary columns left out: {', '.join(skip)}")
     starts = [sum(s.rows for s in shards[:i]) for i in range(len(shards))]

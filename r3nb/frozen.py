@@ -474,6 +474,7 @@ def freeze(
         try: return _fill_set(cfg, records, out, key)
         finally: lock.unlink(missing_ok=True)
 
+# %% ../nbs/03_frozen.ipynb #f052
 def _fill_set(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
     "Freeze under a lock"
     part, shards = Path(f"{out}.part"), plan_shards(records, conditions_of(cfg.damage, cfg.levels, cfg.seeds))

@@ -78,8 +78,7 @@ def replace_folder(out_dir: str | Path): # the folder to create or replace
         shutil.rmtree(left_over)
     with atomic_dir(out) as new:
         yield new
-        check_target(out)
-        if _state(out) != before: raise ConfigError(f"{out_dir}: another run has finished an index here meanwhile; name another --out_dir")
+        if _state(check_target(out)) != before: raise ConfigError(f"{out_dir}: another run has finished an index here meanwhile; name another --out_dir")
         move_shards(out, new)
 
 # %% ../nbs/04_indices.ipynb #c012

@@ -943,8 +943,7 @@ def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
     if not path.is_file():
         if foreign := [f for f in ("manifest.json", "history.jsonl", "checkpoints") if (path.parent/f).exists()]:
             raise ConfigError(f"{cfg.output_dir} holds {foreign[0]} of something else than a training; choose another output_dir")
-        write_json(path, now)
-        return
+        return write_json(path, now)
     before = read_json(path)
     usual = asdict(TrainConfig(**{f.name: "" for f in fields(TrainConfig) if f.default is MISSING and f.default_factory is MISSING})) # for options that are younger than a run
     has = usual | {"max_pixels": 0} | before["options"] # a run that is older than this option had no limit
