@@ -424,15 +424,14 @@ def check_models(
     "Refuse checkpoints, backbones and sizes that cannot be opened, before any of them is"
     import torch
     from r3nb.model import resolve_backbone
-    from r3nb.room import check_load, memory
+    from r3nb.room import check_load, memory, weights_in
     folders = checkpoints_of(cfg)
     for f in filter(None, folders):
         if not (Path(f)/"r3_config.json").is_file(): raise CheckpointError(f"{f}: no checkpoint (r3_config.json is missing); give a folder such as checkpoints/step_1000")
     backbone, device, copies = resolve_backbone(cfg.model_name), device_of(cfg), len(folders) * cfg.workers
     if cfg.device_map: return
     config = [read_json(Path(f)/"r3_config.json")["config"] if f else {} for f in folders]
-    w = check_load(backbone, cfg.dtype, device, 0)
-    one = w.total * {"float32": 4}.get(cfg.dtype, 2)
+    one = weights_in(backbone).total * {"float32": 4}.get(cfg.dtype, 2)
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     ways = {"--workers 1": one * len(folders)} if cfg.workers > 1 else {}
     if len(folders) > 1: ways["a run for each checkpoint"] = one * cfg.workers

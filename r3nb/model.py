@@ -1076,7 +1076,9 @@ def beside(model): # the same
     from peft.tuners.tuners_utils import BaseTunerLayer
     for m in model.modules():
         if not isinstance(m, BaseTunerLayer) or not hasattr(m.get_base_layer(), "_hf_hook"): continue
-        for name in m.adapter_layer_names: getattr(m, name).to(runs_on(m.get_base_layer()))
+        place, empty = runs_on(m.get_base_layer()), [k for k, a in m.lora_A.items() if a.weight.is_meta] # PEFT follows a layer's weights, to nowhere if they are on disk
+        for part in (m.lora_A, m.lora_B): part.to_empty(device=place) if empty else part.to(place)
+        for k in empty: m.reset_lora_parameters(k, True)
     return model
 
 def add_lora(backbone, config: R3Config):

@@ -118,6 +118,8 @@ def test_infographicvqa_is_infovqa(name, tmp_path):
 def gpu(monkeypatch, capability=(8, 0), count=1, free=31e9, total=34e9):
     "Pretend that this machine has GPUs."
     told = {"is_available": True, "device_count": count, "get_device_capability": capability, "get_device_name": "a GPU", "mem_get_info": (int(free), int(total)), "memory_reserved": 0, "memory_allocated": 0}
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**37, total=2**38))
+    monkeypatch.setattr(room, "container", lambda: None)
     for k, v in told.items(): monkeypatch.setattr(torch.cuda, k, lambda *_, v=v: v)
 
 
