@@ -152,7 +152,7 @@ COMMANDS = { # name -> how to run it, and whether it writes a folder of its own
     "r3nb_corrupt freeze": (plain("r3nb_corrupt", "freeze", "--jsonl", VAL, "--image_root", RAW, "--out", OUT, "--levels", "0.4", "--workers", 1, b=("--seeds", 3)), True),
     "r3nb_tasks": (plain("r3nb_tasks", "--jsonl", VAL, "--image_root", RAW, "--out", OUT, b=("--text",)), True),
     "r3nb_compare": (plain("r3nb_compare", lambda d, out: d/"two/predictions.jsonl", "--n_boot", 20, "--out_json", OUT, b=("--common",  "--power", "5")), False),
-    "r3nb_plan": (plain("r3nb_plan", "--gpus", "1xA100-80GB", "--out_json", OUT, b=("--batch_size", 3)), False), # the planning itself is replaced
+    "r3nb_plan": (plain("r3nb_plan", "--model_name", "x", "--gpus", "1xA100-80GB", "--out_json", OUT, b=("--batch_size", 3)), False), # the planning itself is replaced
     "r3nb_eval": (evaluated, True),
     "r3nb_ocr": (lambda d, out, *m: call("r3nb_ocr", "--image_dir", d/"raw/chartqa/images", "--out", out, "--engine", "toy_ocr:Blind" if "b" in m else TOY, "--workers", 1, *(w for w in m if w != "b")), False)}
 
