@@ -633,26 +633,26 @@ def no_control(mode: str, records: list) -> ConfigError: # to be raised
 
 # %% ../nbs/04_indices.ipynb #s053a
 @patch(as_prop=True)
-def word_rows(self: EvidenceIndex) -> dict[str, array]: # word or number -> rows of the pages that hold it, ascending
+def word_rows(self: EvidenceIndex) -> dict[str, np.ndarray]: # word or number -> rows of the pages that hold it, ascending
     "Where each word stands, read once from all pages."
     if not hasattr(self, "_word_rows"):
-        found = defaultdict(lambda: array("i"))
+        found, self._lines, self._rows_with = defaultdict(lambda: array("i")), [], {}
         for row, page in enumerate(self.pages):
-            for word in set(word_line.__wrapped__(page["pseudo_text"]).split()): found[word].append(row)
-        self._word_rows, self._rows_with = dict(found), {}
+            self._lines.append(word_line.__wrapped__(page["pseudo_text"]))
+            for word in set(self._lines[-1].split()): found[word].append(row)
+        self._word_rows = {word: np.frombuffer(rows, dtype="int32") for word, rows in found.items()}
     return self._word_rows
 
 @patch
 def rows_with(self: EvidenceIndex, line: str) -> np.ndarray: # rows, ascending
     "Pages whose text holds an answer, given as its `word_line`."
-    words = line.split()
-    lists = sorted((self.word_rows.get(w, ()) for w in set(words)), key=len)
-    if not lists: return np.array([], dtype="int64")
+    none, words = np.array([], dtype="int32"), line.split()
+    lists = sorted((self.word_rows.get(w, none) for w in set(words)), key=len)
+    if not lists: return none.astype("int64")
     if line not in self._rows_with:
-        rows = np.array(lists[0], dtype="int64")
-        for other in lists[1:]: rows = rows[np.isin(rows, other, assume_unique=True)] if len(rows) else rows
-        holds = lambda row: line in word_line(self.pages.read(row, row + 1)[0]["pseudo_text"])
-        self._rows_with[line] = rows if len(words) == 1 else np.array([row for row in rows.tolist() if holds(row)], dtype="int64")
+        rows = lists[0]
+        for other in lists[1:]: rows = np.intersect1d(rows, other, assume_unique=True) if len(rows) else rows
+        self._rows_with[line] = np.array([r for r in rows.tolist() if line in self._lines[r]] if len(words) > 1 else rows, dtype="int64")
     return self._rows_with[line]
 
 # %% ../nbs/04_indices.ipynb #s053b
