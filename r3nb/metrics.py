@@ -253,9 +253,9 @@ def flip_rate(
     return float((damaged[right] < threshold).mean()) if right.any() else None
 
 # %% ../nbs/07_metrics.ipynb #s035b
-_ALONE = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
           "\uff66-\uff9f\U00020000-\U0003ffff") # Thai, Lao, Burmese, Khmer, Chinese, Japanese: no blanks between words
-_PIECE = re.compile(rf"\d+(?:\.\d+)*|[{_ALONE}]|[^\s\d{_ALONE}]+")
+_PIECE = re.compile(rf"\d+(?:\.\d+)*|[{_UNSPACED}]|[^\s\d{_UNSPACED}]+")
 _JOINS = [(re.compile(r"[,'’\u00a0\u202f\u2009](?<=\d.)(?=\d{3}(?!\d))"), ""), # 1,234
           (re.compile(r"\.(?<=[^\W\d_].)(?<![^\W_][^\W\d_].)(?=[^\W\d_](?![^\W\d_]))"), ""), # p.m.
           (re.compile(r"\.(?:(?!\d)|(?<!\d.))"), " ")] # every full stop but that of 12.5
@@ -333,7 +333,7 @@ def weak(
 )->bool:
     "Is an answer so short that it stands on many pages by chance?"
     words = word_line(answer).split()
-    return len("".join(words)) < 3 and not re.fullmatch(f"[{_ALONE}]{{2}}", "".join(words)) or words in (["yes"], ["true"], ["false"], ["none"])
+    return len("".join(words)) < 3 and not re.fullmatch(f"[{_UNSPACED}]{{2}}", "".join(words)) or words in (["yes"], ["true"], ["false"], ["none"])
 
 # %% ../nbs/07_metrics.ipynb #c037
 @dataclass(frozen=True)
