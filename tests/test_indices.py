@@ -148,7 +148,7 @@ def test_a_failed_build_keeps_the_old_index_and_foreign_folders_are_safe(world):
     with pytest.raises(ZeroDivisionError): EvidenceIndex.build(world.records, world.root, out, world.text, broken, overwrite=True)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     dead = SimpleNamespace(name="dead", fingerprint=world.image.fingerprint, encode=lambda images: 1 / 0)
-    assert len(EvidenceIndex.build(world.records[:8], world.root, out, world.text, dead)) == 8    # the same options: it is there
+    assert len(EvidenceIndex.build(world.records[:8], world.root, out, world.text, dead)) == 4  # the same options: it is there
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     precious = world.root / "precious"
     precious.mkdir()

@@ -66,7 +66,7 @@ def real(tmp_path_factory):
     w.records = [replace(r, pseudo_text=f"{r.pseudo_text} Users {901 + i if i < 4 else 'none'} " + "harbour report " * 4, answers=[str(900 + i), "<no answer>"], answer=str(900 + i),
                          meta={"entity": "same"}) for i, r in enumerate(w.records)]
     write_jsonl(w.jsonl, w.records)
-    EvidenceIndex.build(w.records, w.root, w.index, "minilm", str(w.clip))
+    EvidenceIndex.build(w.records, w.root, w.index, "minilm", str(w.clip), overwrite=True)
     w.backbone = tiny.backbone(d/"backbone")
     R3Model.from_pretrained(w.backbone, R3Config(image_dim=24, n_prefix=2, n_memory=2, n_latent=1, bottleneck=16, own_tokens=12, evidence_tokens=40, trust=1)).save_pretrained(d/"ckpt")
     w.ckpt = d/"ckpt"
