@@ -1073,13 +1073,12 @@ def blank_picture(self: R3Model)->dict:
 
 @patch
 @contextmanager
-def picture_for_all(self: R3Model, inputs: dict, once: bool = False)->Iterator[None]: # once: generation looks at its pictures in its first step only
+def picture_for_all(self: R3Model, inputs: dict)->Iterator[None]:
     "While the block runs, a batch without pictures calls the vision tower as well, for nothing."
     trains = lambda: any(p.requires_grad for n, p in self.backbone.named_parameters() if re.search("visual|vision", n))
     if inputs.keys() - {*self.processor.manner.per_token, "attention_mask"} or not (torch.distributed.is_initialized() or trains()): yield; return
     blank = self.blank_picture()
     def look(module, args, out):
-        if once: handle.remove()
         leaves = [t for t in tree_leaves(self.base.get_image_features(**blank)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
         return out + 0 * sum(t.float().sum().to(out.device) for t in leaves).to(out.dtype)
     handle = self.get_input_embeddings().register_forward_hook(look)
@@ -1172,7 +1171,7 @@ def generate(self: R3Model,
     try:
         with self.role(role) as modules:
             inputs, rows, seen = self.run_modules(batch, modules)
-            with self.soft.use(rows), self.picture_for_all(inputs, once=True):
+            with self.soft.use(rows):
                 out = self.base.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, suppress_tokens=silent,
                                          pad_token_id=tok.pad_token_id, eos_token_id=self.ends(), **{"synced_gpus": True} if self.in_parts else {})
     finally: self.train(was)
