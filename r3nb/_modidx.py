@@ -1564,7 +1564,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.room.per_machine': ('room.html#per_machine', 'r3nb/room.py'),
                            'r3nb.room.pick_dtype': ('room.html#pick_dtype', 'r3nb/room.py'),
                            'r3nb.room.read_device_map': ('room.html#read_device_map', 'r3nb/room.py'),
-                           'r3nb.room.trained': ('room.html#trained', 'r3nb/room.py'),
+                           'r3nb.room.trained_bytes': ('room.html#trained_bytes', 'r3nb/room.py'),
                            'r3nb.room.usual_dtype': ('room.html#usual_dtype', 'r3nb/room.py'),
                            'r3nb.room.weights_in': ('room.html#weights_in', 'r3nb/room.py')},
             'r3nb.show': { 'r3nb.show.Answer._repr_html_': ('show.html#answer._repr_html_', 'r3nb/show.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'LIMITS', 'SEES', 'ENDS', 'NF4', 'STORED', 'MAPS', 'PACKAGES', 'capability', 'usual_dtype', 'pick_dtype',
-           'Room', 'container', 'memory', 'Weights', 'weights_in', 'held', 'trained', 'check_room', 'per_machine',
+           'Room', 'container', 'memory', 'Weights', 'weights_in', 'held', 'trained_bytes', 'check_room', 'per_machine',
            'lower', 'check_load', 'read_device_map', 'one_process', 'check_attention']
 
 # %% ../nbs/05_room.ipynb #m002
@@ -141,7 +141,7 @@ def held(
     "What weights that do not train take"
     return DTYPES[dtype] * w.total - four_bits * (DTYPES[dtype] - NF4) * w.linear
 
-def trained(
+def trained_bytes(
     n:float, # weights that train
     teacher:bool=False, # does a copy follow them?
 )->dict[str, float]: # part -> bytes

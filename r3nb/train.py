@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FIXED', 'REPORTERS', 'FREE_OPTIONS', 'PATH_OPTIONS', 'ANSWER_TOKENS', 'DataOptions', 'DamageOptions', 'LaunchOptions',
            'WatchOptions', 'TrainConfig', 'passed_on', 'check_length', 'check_devices', 'described', 'curriculum_level',
-           'with_steps', 'TrainSet', 'amount', 'handed', 'EvidenceConfig', 'prepare_evidence', 'open_store',
-           'answer_loss', 'consistency_loss', 'confidence_loss', 'relevance_loss', 'gate_loss', 'gate_entropy',
-           'alignment_loss', 'step_alignment', 'passed_alignment', 'losses', 'reached', 'freeze_unreached',
-           'TrainingError', 'R3Trainer', 'flat', 'nested', 'write_failure', 'replay', 'run_dir', 'Tracker', 'reporters',
-           'MovingAverage', 'arguments', 'load_teacher', 'checkpoints', 'newest_checkpoint', 'sound_checkpoint',
-           'starting_weights', 'of_run', 'claim_folder', 'rewind_history', 'Validation', 'Progress', 'StopOnSignal',
-           'check_paths', 'precision_of', 'weight_bytes', 'on_one', 'other_ways', 'check_fit', 'on_gpus', 'open_model',
+           'with_steps', 'TrainSet', 'amount', 'handed', 'check_paths', 'precision_of', 'EvidenceConfig',
+           'prepare_evidence', 'open_store', 'answer_loss', 'consistency_loss', 'confidence_loss', 'relevance_loss',
+           'gate_loss', 'gate_entropy', 'alignment_loss', 'step_alignment', 'passed_alignment', 'losses', 'reached',
+           'freeze_unreached', 'TrainingError', 'R3Trainer', 'flat', 'nested', 'write_failure', 'replay', 'run_dir',
+           'Tracker', 'reporters', 'MovingAverage', 'arguments', 'load_teacher', 'checkpoints', 'newest_checkpoint',
+           'sound_checkpoint', 'starting_weights', 'of_run', 'claim_folder', 'rewind_history', 'Validation', 'Progress',
+           'StopOnSignal', 'weight_bytes', 'on_one', 'other_ways', 'check_fit', 'on_gpus', 'open_model',
            'build_trainer', 'tidy', 'train', 'main', 'evidence_main']
 
 # %% ../nbs/06_train.ipynb #c003
@@ -56,7 +56,7 @@ from .hardware import check_hardware
 from .indices import EvidenceIndex, encode_queries, open_info
 from .metrics import score, task_metric
 from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, foresee, make_examples, resolve_backbone, to_device, weights_sha256
-from .room import Room, Weights, check_attention, check_room, held, memory, one_process, per_machine, read_device_map, trained, usual_dtype, weights_in
+from .room import Room, Weights, check_attention, check_room, held, memory, one_process, per_machine, read_device_map, trained_bytes, usual_dtype, weights_in
 from .words import called, hint
 
 # %% ../nbs/06_train.ipynb #c006
@@ -389,6 +389,26 @@ def number_of(self: TrainSet, record)->int:
     "The place of a record in the file."
     if not hasattr(self, "places"): self.places = {r.sample_id: i for i, r in enumerate(self.records)}
     return self.places[record.sample_id]
+
+# %% ../nbs/06_train.ipynb #c057b
+def check_paths(
+    cfg: TrainConfig, # options
+    trains: bool = True # False where no model will be opened
+)->int: # how many records there are to train on
+    "Refuse paths that are not there and pictures that cannot be opened, before anything is loaded."
+    for name, there, what in (("train_jsonl", Path.is_file, "file"), ("val_jsonl", Path.is_file, "file"), ("image_root", Path.is_dir, "folder"), ("index_dir", Path.is_dir, "folder"),
+                              ("deepspeed_config", Path.is_file, "file"), ("evidence_cache", Path.is_dir, "folder")):
+        value = getattr(cfg, name)
+        if value and not there(Path(value)) and (trains or name != "evidence_cache"): raise DataError(f"{name} {value}: no such {what}; check the path, or run the step that writes it")
+    if cfg.index_dir: open_info(Path(cfg.index_dir))
+    if trains:
+        resolve_backbone(cfg.model_name)
+        if cfg.resume_from: starting_weights(cfg.resume_from)
+        if cfg.deepspeed_config: deepspeed_settings(cfg.deepspeed_config)
+        for r in read_records(cfg.val_jsonl, cfg.image_root, check_images=True) if cfg.val_jsonl and cfg.eval_every else (): task_metric(r.dataset, r.meta.get("metric"))
+    return len(read_records(cfg.train_jsonl, cfg.image_root, check_images=True))
+
+def precision_of(cfg: TrainConfig)->str: return "float16" if cfg.fp16 else "bfloat16" if cfg.bf16 else "float32" # of what does not train
 
 # %% ../nbs/06_train.ipynb #e022d
 @dataclass(kw_only=True)
@@ -1044,26 +1064,6 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.before is not None: signal.signal(signal.SIGTERM, self.before)
 
-# %% ../nbs/06_train.ipynb #c057b
-def check_paths(
-    cfg: TrainConfig, # options
-    trains: bool = True # False where no model will be opened
-)->int: # how many records there are to train on
-    "Refuse paths that are not there and pictures that cannot be opened, before anything is loaded."
-    for name, there, what in (("train_jsonl", Path.is_file, "file"), ("val_jsonl", Path.is_file, "file"), ("image_root", Path.is_dir, "folder"), ("index_dir", Path.is_dir, "folder"),
-                              ("deepspeed_config", Path.is_file, "file"), ("evidence_cache", Path.is_dir, "folder")):
-        value = getattr(cfg, name)
-        if value and not there(Path(value)) and (trains or name != "evidence_cache"): raise DataError(f"{name} {value}: no such {what}; check the path, or run the step that writes it")
-    if cfg.index_dir: open_info(Path(cfg.index_dir))
-    if trains:
-        resolve_backbone(cfg.model_name)
-        if cfg.resume_from: starting_weights(cfg.resume_from)
-        if cfg.deepspeed_config: deepspeed_settings(cfg.deepspeed_config)
-        for r in read_records(cfg.val_jsonl, cfg.image_root, check_images=True) if cfg.val_jsonl and cfg.eval_every else (): task_metric(r.dataset, r.meta.get("metric"))
-    return len(read_records(cfg.train_jsonl, cfg.image_root, check_images=True))
-
-def precision_of(cfg: TrainConfig)->str: return "float16" if cfg.fp16 else "bfloat16" if cfg.bf16 else "float32" # of what does not train
-
 # %% ../nbs/06_train.ipynb #c057c
 def weight_bytes(cfg: TrainConfig, w: Weights)->dict[str, float]: # part -> bytes
     "What the weights of a training take where nothing is shared: those that stay, those that train, and the teacher's."
@@ -1071,7 +1071,7 @@ def weight_bytes(cfg: TrainConfig, w: Weights)->dict[str, float]: # part -> byte
     n = w.lora(cfg.lora_r, cfg.lora_targets) if lora else (w.total - w.vision * cfg.freeze_vision) * (not cfg.use_lora)
     taught = not cfg.disable_teacher and cfg.lambda_cons > 0 and cfg.teacher != "shared"
     frozen = held(w, dtype, cfg.load_in_4bit) if cfg.use_lora else held(w, dtype) * (1 - n / max(1, w.total))
-    parts = {"weights": frozen + 4 * n} | trained(n, taught)
+    parts = {"weights": frozen + 4 * n} | trained_bytes(n, taught)
     return parts | {"teacher": parts["teacher"] + frozen * (taught and not lora)}
 
 def on_one(cfg: TrainConfig, w: Weights)->dict[str, float]: # part -> bytes

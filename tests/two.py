@@ -13,7 +13,7 @@ from r3nb.backends import finish, first, rank, world_size
 from r3nb.model import R3Collator
 
 BASE = dict(max_steps=6, warmup_steps=3, save_every=3, log_every=1, num_workers=0, bottleneck=16, heads=2, n_prefix=2, n_memory=2, n_latent=1, top_k=2, lr=1e-3,
-            lr_warmup_steps=1, ema_decay=.5, threads=1)
+            lr_warmup_steps=1, ema_decay=.5, threads=1, eval_every=0)
 SCENARIOS = {
     "plain": dict(eval_every=3, val_samples=3),
     "accum": dict(seed=5, lora_r=4),
