@@ -204,7 +204,7 @@ def overlap(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int) -> t
     return tuple(np.ascontiguousarray(v[part]) for v in (resized(a, (w, h)), seen_from(b, placing, (w, h))))
 
 # %% ../nbs/04_copies.ipynb #c027
-WINDOW, COARSE, FINE = 7, 100_000, 500_000 # size of a window, and of the pictures that are compared
+WINDOW, COARSE, FINE = 7, 60_000, 500_000 # size of a window, and of the pictures that are compared
 
 @dataclass(frozen=True)
 class Difference:
