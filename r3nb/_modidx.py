@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'r3nb.copies.gaps': ('copies.html#gaps', 'r3nb/copies.py'),
                              'r3nb.copies.lenses': ('copies.html#lenses', 'r3nb/copies.py'),
                              'r3nb.copies.limit_of': ('copies.html#limit_of', 'r3nb/copies.py'),
+                             'r3nb.copies.moved': ('copies.html#moved', 'r3nb/copies.py'),
                              'r3nb.copies.overlap': ('copies.html#overlap', 'r3nb/copies.py'),
                              'r3nb.copies.peak': ('copies.html#peak', 'r3nb/copies.py'),
                              'r3nb.copies.placed': ('copies.html#placed', 'r3nb/copies.py'),

@@ -7,8 +7,8 @@ __all__ = ['VIEW', 'MARGINS', 'CUTS', 'SIDE', 'EDGE', 'SAME', 'ROUNDS', 'WINDOW'
            'LIMIT', 'SAME_TEXT', 'OTHER_TEXT', 'FAR_BITS', 'MOVED_BITS', 'CUT_BITS', 'COPY_RULES', 'frame_size',
            'resized', 'view_of', 'file_view', 'lenses', 'cut_waves', 'cut_hashes', 'squared', 'first_guess',
            'seen_from', 'busy_blocks', 'block_moves', 'peak', 'agreed', 'polished', 'placed', 'tone_curve', 'toned',
-           'overlap', 'Difference', 'gaps', 'difference_at', 'difference', 'file_difference', 'replaced', 'alike',
-           'limit_of', 'Look', 'Verdict', 'within_cut', 'verdict']
+           'overlap', 'Difference', 'gaps', 'difference_at', 'moved', 'difference', 'file_difference', 'replaced',
+           'alike', 'limit_of', 'Look', 'Verdict', 'within_cut', 'verdict']
 
 # %% ../nbs/04_copies.ipynb #c003
 from collections import Counter
@@ -75,7 +75,8 @@ def cut_waves(
 def cut_hashes(view: np.ndarray) -> np.ndarray: # [n, 32] uint8
     "The perceptual hashes of a picture under every cut; what is added is like the edge, white or black."
     waves = np.concatenate([cut_waves(view, rim) for rim in (None, 255, 0)])
-    return np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1)
+    middle = np.partition(waves, HASH_SIDE ** 2 // 2 - 1, axis=1)[:, HASH_SIDE ** 2 // 2 - 1:HASH_SIDE ** 2 // 2]
+    return np.packbits(waves > middle, axis=1)
 
 # %% ../nbs/04_copies.ipynb #c017
 SAME = np.array([1., 0, 1, 0]) # scale and shift of the width, scale and shift of the height
@@ -161,12 +162,11 @@ def polished(moves: np.ndarray, in_x: np.ndarray, in_y: np.ndarray, best: np.nda
     return np.array([growth, right, growth, down])
 
 # %% ../nbs/04_copies.ipynb #c023
-ROUNDS = ((60_000, 32, 10, 1.5, False), (200_000, 40, 5, 1., False), (400_000, 48, 3, .7, True)) # pixels, block, reach, tolerance, free
+ROUNDS = ((60_000, 32, 10, 1.5, False), (200_000, 40, 5, 1., False), (300_000, 48, 3, .7, True)) # pixels, block, reach, tolerance, free
 
-def placed(a: np.ndarray, b: np.ndarray) -> np.ndarray: # a placing
-    "Lay view a over view b."
-    placing = first_guess(a, b)
-    for pixels, block, reach, tolerance, free in ROUNDS:
+def placed(a: np.ndarray, b: np.ndarray, placing: np.ndarray, rounds: tuple = ROUNDS) -> np.ndarray: # a placing
+    "Lay view a over view b, from a guess on."
+    for pixels, block, reach, tolerance, free in rounds:
         size = frame_size(a.shape, pixels)
         moves = block_moves(resized(a, size), seen_from(b, placing, size), block, reach)
         if len(moves) < 3: return placing
@@ -176,19 +176,22 @@ def placed(a: np.ndarray, b: np.ndarray) -> np.ndarray: # a placing
     return placing
 
 # %% ../nbs/04_copies.ipynb #c026
-def tone_curve(x: np.ndarray, y: np.ndarray) -> np.ndarray: # x in the grays of y
-    "Take the grays of one picture to those of another by a rising curve."
-    step = x.ravel().astype("int32").clip(0, 255) // 8
-    count, from_, to = (np.bincount(step, w, 32) for w in (None, x.ravel(), y.ravel()))
+def tone_curve(joint: np.ndarray) -> np.ndarray: # [256] float32
+    "What each gray of one picture is in the other: a rising curve through the means of 32 steps."
+    levels, steps = np.arange(256.), joint.reshape(32, 8, 256)
+    count, to = steps.sum((1, 2)), (steps * levels).sum((1, 2))
+    from_ = (steps.sum(2) * levels.reshape(32, 8)).sum(1)
     there = count >= 4
-    if not there.any(): return x
+    if not there.any(): return levels.astype("float32")
     px, py = from_[there] / count[there], np.maximum.accumulate(to[there] / count[there])
-    return np.interp(x, np.concatenate([[px[0] - 20], px, [px[-1] + 20]]), np.concatenate([[py[0] - 20], py, [py[-1] + 20]])).astype("float32")
+    return np.interp(levels, np.concatenate([[px[0] - 20], px, [px[-1] + 20]]), np.concatenate([[py[0] - 20], py, [py[-1] + 20]])).astype("float32")
 
-def toned(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # both in like grays
-    "Two pictures without their difference in brightness and contrast."
-    like_a, like_b = tone_curve(b, a), tone_curve(a, b)
-    return (a, like_a) if ((like_a - a) ** 2).mean() <= ((like_b - b) ** 2).mean() else (like_b, b)
+def toned(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # both float32, in like grays
+    "Two gray pictures without their difference in brightness and contrast."
+    joint, levels = cv2.calcHist([a, b], [0, 1], None, [256, 256], [0, 256, 0, 256]).astype("float64"), np.arange(256, dtype="float32")
+    to_b, to_a = tone_curve(joint), tone_curve(joint.T)
+    miss_b, miss_a = (joint * (to_b[:, None] - levels) ** 2).sum(), (joint.T * (to_a[:, None] - levels) ** 2).sum()
+    return (a.astype("float32"), cv2.LUT(b, to_a)) if miss_a <= miss_b else (cv2.LUT(a, to_b), b.astype("float32"))
 
 def overlap(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]: # of one size
     "The part that both pages show, at the resolution of the coarser one."
@@ -198,10 +201,10 @@ def overlap(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int) -> t
     rim = 0 if (placing == SAME).all() else 5
     x, y = ((max(0, -o / s) * n + rim, min(1, (1 - o) / s) * n - rim) for o, s, n in ((ox, sx, w), (oy, sy, h)))
     part = np.s_[int(np.ceil(y[0])):max(0, int(y[1])), int(np.ceil(x[0])):max(0, int(x[1]))]
-    return resized(a, (w, h))[part].astype("float32"), seen_from(b, placing, (w, h))[part].astype("float32")
+    return tuple(np.ascontiguousarray(v[part]) for v in (resized(a, (w, h)), seen_from(b, placing, (w, h))))
 
 # %% ../nbs/04_copies.ipynb #c027
-WINDOW, COARSE, FINE = 7, 100_000, 500_000 # size of a window, and of the pictures that are compared
+WINDOW, COARSE, FINE = 7, 60_000, 500_000 # size of a window, and of the pictures that are compared
 
 @dataclass(frozen=True)
 class Difference:
@@ -209,6 +212,7 @@ class Difference:
     worst: float # largest gap in one place, in units of the pair's own noise
     share: float # part of the structure that has no match
     noise: float # nine of ten windows with structure differ by less, as a part of it
+    typical: float = 0. # half of them differ by less
 
 def gaps(a: np.ndarray, b: np.ndarray, nudge: float = 0) -> tuple[np.ndarray, np.ndarray]: # gap and structure of each window
     "What is different between two pictures that lie on top of each other to within a nudge, and how much there is."
@@ -230,19 +234,27 @@ def difference_at(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int
     calm = float(np.median(gap[~busy])) if not busy.all() else 0.
     if not busy.any(): return Difference(float((gap / (12 + 8 * calm)).max()), 0., 0.)
     part = gap[busy] / structure[busy]
-    expected = 12 + 8 * calm + (.06 + 6 * float(np.median(part))) * structure
-    return Difference(float((gap / expected).max()), float(gap[busy].sum() / structure[busy].sum()), float(np.percentile(part, 90)))
+    typical = float(np.median(part))
+    expected = 12 + 8 * calm + (.06 + 6 * typical) * structure
+    return Difference(float((gap / expected).max()), float(gap[busy].sum() / structure[busy].sum()), float(np.percentile(part, 90)), typical)
 
 # %% ../nbs/04_copies.ipynb #c029
 SHARE, NOISE, CLEAR = .12, .5, 12. # of the structure may be without a match, nine of ten windows differ by less, and a gap in one place that needs no closer look
 
+def moved(a: np.ndarray, b: np.ndarray, plain: Difference) -> tuple[np.ndarray, Difference]: # a placing, and the difference under it
+    "Lay one view over the other, if a first attempt shows that it helps."
+    first = placed(a, b, first_guess(a, b), ROUNDS[:1])
+    if difference_at(a, b, first, COARSE).share > .7 * plain.share: return SAME, plain
+    found = (last := placed(a, b, first, ROUNDS[1:]), difference_at(a, b, last, COARSE))
+    return min((SAME, plain), found, key=lambda f: f[1].share)
+
 def difference(a: np.ndarray, b: np.ndarray) -> Difference:
     "Compare two views, laid over each other as well as can be."
     placing, coarse = SAME, difference_at(a, b, SAME, COARSE)
-    if coarse.share > .05 or coarse.noise > .15: placing, coarse = min((placing, coarse), (other := placed(a, b), difference_at(a, b, other, COARSE)), key=lambda f: f[1].share)
+    if coarse.typical > .01 and (coarse.share > .05 or coarse.noise > .15): placing, coarse = moved(a, b, coarse)
     if coarse.share > SHARE or coarse.noise > NOISE or coarse.worst > CLEAR: return coarse
     fine = difference_at(a, b, placing, FINE)
-    return Difference(max(coarse.worst, fine.worst), coarse.share, fine.noise)
+    return Difference(max(coarse.worst, fine.worst), coarse.share, fine.noise, fine.typical)
 
 @lru_cache(maxsize=65536)
 def _file_difference(a: Path, b: Path, *stamps: int) -> Difference: return difference(file_view(a), file_view(b))
@@ -262,9 +274,9 @@ def replaced(a: str, b: str) -> int | None: # None if there are too few words to
     return min((a - b).total(), (b - a).total()) or (0 if a == b else None)
 
 def alike(a: str, b: str) -> bool:
-    "Whether two texts share a fifth of the shorter one's words; true if that one is too short to say."
+    "Whether two texts share half of the shorter one's words; true if that one is too short to say."
     a, b = (Counter(t.casefold().split()) for t in (a, b))
-    return (a & b).total() >= .2 * min(a.total(), b.total()) or min(a.total(), b.total()) < 5
+    return (a & b).total() >= .5 * min(a.total(), b.total()) or min(a.total(), b.total()) < 5
 
 def limit_of(found: Difference, a: str, b: str) -> float:
     "How large a difference in one place may be, given the texts."
