@@ -1036,7 +1036,8 @@ def machine_fault(
     "A fault of this machine's disk in words"
     where, said = f" ({e.filename})" if getattr(e, "filename", None) else "", " ".join(str(e).split())[:200]
     if isinstance(e, sqlite3.OperationalError) and any(w in said for w in ("disk I/O error", "locked", "locking protocol")):
-        return f"a database file cannot be used: {said}; the file system may not know locks, or be full: let this file (and TMPDIR) be on a local disk"
+        why = "the disk is full, or its file system does not know locks" if "I/O" in said else "the file system may not know locks"
+        return f"a database file cannot be used: {said}; {why}: make room, or let this file (and TMPDIR) be on a local disk"
     if getattr(e, "errno", None) in _FULL or any(w in said for w in ("disk is full", "No space left on device", "disk I/O error", "File too large")):
         return f"the disk is full{where}: {said}; make room, or let outputs (and TMPDIR) be on a larger disk, and run the same command again"
     if isinstance(e, OSError) and e.errno in _CLOSED: return f"cannot read or write{where}: {e.strerror}; check the path and its permissions"

@@ -274,11 +274,11 @@ def test_merge_of_foreign_but_valid_lines_and_cat(tmp_path):
     row = json.loads(out["train"].read_text().splitlines()[0])
     short = {k: v for k, v in row.items() if k not in ("ocr_text", "ocr_conf", "meta")} | {"sample_id": "mine", "question": "Zürich?"}
     (tmp_path/"cat.jsonl").write_bytes(out["train"].read_bytes() + b"\n" + json.dumps(short).encode())
-    table = D.merge([tmp_path/"cat.jsonl"], tmp_path/"cat.jsonl", image_root=tmp_path/"raw")
-    assert table[0]["questions"] == 7 and read_records(tmp_path/"cat.jsonl")[6].question == "Zürich?"
-    assert "Zürich" in (tmp_path/"cat.jsonl").read_text(encoding="utf-8")
-    D.merge([tmp_path/"cat.jsonl"], tmp_path/"again.jsonl")
-    assert (tmp_path/"again.jsonl").read_bytes() == (tmp_path/"cat.jsonl").read_bytes()
+    table = D.merge([tmp_path/"cat.jsonl"], tmp_path/"joined.jsonl", image_root=tmp_path/"raw")
+    assert table[0]["questions"] == 7 and read_records(tmp_path/"joined.jsonl")[6].question == "Zürich?"
+    assert "Zürich" in (tmp_path/"joined.jsonl").read_text(encoding="utf-8")
+    D.merge([tmp_path/"joined.jsonl"], tmp_path/"again.jsonl")
+    assert (tmp_path/"again.jsonl").read_bytes() == (tmp_path/"joined.jsonl").read_bytes()
 
 
 def test_half_a_surrogate_pair_is_named(tmp_path):
@@ -317,7 +317,7 @@ def test_text_from_says_where_the_text_comes_from(tmp_path, capsys):
     path = folder/"infovqa_raw_train.jsonl" # the training split comes without an OCR column
     write_jsonl(path, [{k: v for k, v in json.loads(s).items() if k != "ocr"} for s in path.read_text().splitlines()])
     cache = ocr_cache(folder, tmp_path/"ocr.jsonl")
-    read = lambda split, **kw: read_records(D.unify(cfg(folder, tmp_path, "infovqa", splits=[split], **kw))[split])[0]
+    read = lambda split, **kw: read_records(D.unify(cfg(folder, tmp_path, "infovqa", splits=[split], overwrite=True, **kw))[split])[0]
     assert (read("val", text_from="column").pseudo_text, read("val").pseudo_text) == ("words of validation_0",) * 2
     assert "with text, from the dataset's own column 'ocr'" in capsys.readouterr().out
     assert (read("val", ocr_cache=cache).pseudo_text, read("val", text_from="none").pseudo_text) == ("text of validation_0", "")
@@ -525,7 +525,7 @@ def test_merge_can_leave_out_what_two_splits_share(tmp_path, capsys):
     shared = [line for line in before["val"] if '"image_path": "chartqa/images/val_2.png"' in line]
     kept = [line for line in before["val"] if line not in shared]
     assert shared and kept
-    run = lambda inputs, **kw: D.merge(inputs, tmp_path/"val.jsonl", image_root=tmp_path/"raw", **kw)
+    run = lambda inputs, **kw: D.merge(inputs, tmp_path/"val.jsonl", image_root=tmp_path/"raw", overwrite=True, **kw)
     with pytest.raises(DataError, match="--drop_shared"): run([out["val"]], against=[out["train"]])
     capsys.readouterr()
     table = run([out["val"]], against=[out["train"]], drop_shared=True)
