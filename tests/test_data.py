@@ -427,7 +427,7 @@ def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
     peaks = []
     for n in (100, 2_000):
         write_jsonl(folder/"screenqa_raw_train.jsonl", (rows[i % 4] | {"question": f"{i} " + "why "*5000} for i in range(n)))
-        peaks.append(peak_of(code, folder, tmp_path/"u", tmp_path/"raw")[1])
+        peaks.append(peak_of(code, folder, tmp_path/f"u{n}", tmp_path/"raw")[1])
     assert peaks[1] - peaks[0] < 13, peaks
 
 
