@@ -114,7 +114,7 @@ def test_pooled_numbers_are_those_of_the_drawn_damage(world, tmp_path):
     plain = summarise(sweep(config(world, tmp_path/"a"), Parrot()), 50)
     path = sweep(config(world, tmp_path/"b", damage=["image", "drawn", "truncation"]), Parrot())
     more = summarise(path, 50)
-    for k in set(plain) - {"predictions_sha256", "n_predictions", "damages", "by_damage", "robustness_by_damage"}: assert plain[k] == more[k], k
+    for k in set(plain) - {"predictions_sha256", "n_predictions", "damages", "by_damage", "robustness_by_damage", "cut"}: assert plain[k] == more[k], k
     assert (plain["damages"], plain["by_damage"], more["damages"]) == (["drawn"], [], ["drawn", "image", "truncation"])
     rows = [r for _, r in read_jsonl(path)]
     write_jsonl(tmp_path/"old.jsonl", [{k: v for k, v in r.items() if k != "damage"} for r in rows if r["damage"] == "drawn"])
@@ -441,3 +441,19 @@ def test_base_is_the_plain_backbone(real, tmp_path):
             with torch.no_grad(): out = model.generate(**batch, max_new_tokens=3, do_sample=False)
             assert proc.tokenizer.decode(out[0, batch["input_ids"].shape[1]:], skip_special_tokens=True).strip() == plain[mode][r.sample_id]
     assert rows
+
+
+def test_without_a_folder_each_run_has_its_own(world, tmp_path, monkeypatch, capsys):
+    "The first is in `eval`; another one goes beside it, the same one goes on where it was"
+    monkeypatch.chdir(tmp_path)
+    first = sweep(config(world, ""), Parrot())
+    assert first.as_posix() == "eval/predictions.jsonl" and not capsys.readouterr().err.count("note: eval holds")
+    had = first.read_bytes()
+    bird = Parrot()
+    other = sweep(config(world, "", max_new_tokens=7), bird)
+    assert other.as_posix() == "eval-2/predictions.jsonl" and bird.seen and "note: eval holds other results, which stay; these are in eval-2" in capsys.readouterr().err
+    for kw, place in (({}, "eval"), ({"max_new_tokens": 7}, "eval-2")):
+        again = Parrot()
+        assert sweep(config(world, "", **kw), again).parent.as_posix() == place and not again.seen
+    fewer = sweep(config(world, "", corruption_levels=[0.0]), Parrot()) # would drop finished answers
+    assert fewer.parent.as_posix() == "eval-3" and first.read_bytes() == had

@@ -341,7 +341,8 @@ def test_a_run_from_another_set_starts_afresh(world, whole, tmp_path):
     "Rows of a run on the fly are not taken for those of a frozen set"
     sweep(asked(world, tmp_path/"out"), Parrot())
     bird = Parrot()
-    sweep(asked(world, tmp_path/"out", frozen=str(whole)), bird)
+    with pytest.raises(ConfigError, match="frozen was None"): sweep(asked(world, tmp_path/"out", frozen=str(whole)), bird)
+    sweep(asked(world, tmp_path/"out", frozen=str(whole), overwrite=True), bird)
     assert len(bird.seen) == 10 * 3 * 2
 
 
