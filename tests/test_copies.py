@@ -52,7 +52,7 @@ def test_pictures_decide_and_texts_tip():
     im, other = draw("table", SMALL, 3, 3)[0], draw("table", SMALL, 3, 4)[0]
     assert verdict(look(im, "quite one text here"), look(im, "another one altogether now")).copy  # equal pictures
     assert not verdict(look(im, "the same words here"), look(other, "the same words here")).copy  # equal texts
-    quiet, loud = SimpleNamespace(noise=0.), SimpleNamespace(noise=.01)
+    quiet, loud = SimpleNamespace(noise=0., moved=False), SimpleNamespace(noise=.01, moved=False)
     one, two = "Invoice 4711 for Mary Stone", "Invoice 4712 for Mary Stone"
     assert limit_of(quiet, one, two) < limit_of(loud, one, two) == limit_of(quiet, "", two) < limit_of(loud, one, one)
     assert replaced(one, two) == 1 and replaced(one, "for Mary Stone") is None and replaced("a", "b") is None
