@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from r3nb.core import CheckpointError, ConfigError
+from r3nb.core import _tmp_name, CheckpointError, ConfigError
 from r3nb.indices import EvidenceIndex
 from r3nb.model import R3Collator, R3Model
 from r3nb.train import (TrainConfig, TrainingError, TrainSet, build_trainer, curriculum_level, gate_loss, losses, main, newest_checkpoint,
@@ -184,7 +184,8 @@ def test_kill_and_resume(cfg, tmp_path):
     run.wait()
     reached = newest_checkpoint(long.output_dir)
     assert reached is not None
-    (reached.parent / ".tmp-dead-step_9").mkdir()
+    mine = _tmp_name(reached.parent / "step_9").name
+    (reached.parent / mine.replace(f"-{os.getpid():x}-", f"-{run.pid:x}-")).mkdir() # what the killed process might have left
     assert same(bits(train(long)), whole)
     assert not list(reached.parent.glob(".tmp-*")) and [r["step"] for r in history(long.output_dir)] == list(range(1, 8))
 
