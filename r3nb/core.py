@@ -1177,19 +1177,19 @@ def _holder(note:Path)->str|None:
     return said if now - renewed < _FRESH else None
 
 def _clear(note:Path)->None:
-    "Remove the file of a holder that is gone; put back one that came in this very moment"
-    away = _tmp_name(note)
-    try: os.rename(note, away)
-    except FileNotFoundError: return
-    try:
-        if _holder(away) is not None: os.link(away, note)
-    except OSError: pass # yet another holds it now
-    away.unlink(missing_ok=True)
+    "Remove the file of a holder that is gone; one process at a time does so, and looks again before"
+    guard = note.with_name(f"{note.name}.gone")
+    try: guard.mkdir()
+    except FileExistsError:
+        if time.time() - guard.stat().st_mtime > _FRESH: guard.rmdir() # its maker was killed right here
+        return
+    try: note.exists() and _holder(note) is None and note.unlink(missing_ok=True)
+    finally: guard.rmdir()
 
 def _take(note:Path)->str:
     "Make the file that is the lock; what it says, empty when another holds it"
     if _holder(note) is not None: return ""
-    _clear(note)
+    if note.exists(): _clear(note)
     try: fd = os.open(note, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError: return ""
     said = f"{_here()} {os.getpid():x} {secrets.token_hex(4)}"

@@ -56,9 +56,8 @@ def places(cfg: ExportConfig)->Place:
     if (source/SEAL).is_file(): check_seal(source)
     target = Path(cfg.out or f"{source}-{'full' if cfg.full else 'adapter'}")
     if target.resolve() == source.resolve(): raise ConfigError(f"out {target} is the checkpoint itself; name another folder")
-    backbone = cfg.model_name or read_json(source/"r3_config.json")["backbone"]
-    if cfg.full or cfg.weights == "teacher": roomy(resolve_backbone(backbone)) # both open the model
-    elif cfg.model_name: resolve_backbone(backbone)
+    if cfg.full or cfg.weights == "teacher": roomy(resolve_backbone(cfg.model_name or read_json(source/"r3_config.json")["backbone"])) # both open the model
+    elif cfg.model_name: resolve_backbone(cfg.model_name)
     facts = {"weights": cfg.weights, "full": cfg.full, **({"dtype": cfg.dtype} if cfg.full else {}), "checkpoint": sha256_file(source)}
     return Place(source, target, facts, cfg.overwrite)
 
