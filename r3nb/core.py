@@ -47,7 +47,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from multiprocessing import connection, get_context, parent_process
@@ -1181,7 +1181,7 @@ def _clear(note:Path)->None:
     guard = note.with_name(f"{note.name}.gone")
     try: guard.mkdir()
     except FileExistsError:
-        if time.time() - guard.stat().st_mtime > _FRESH: guard.rmdir() # its maker was killed right here
+        with suppress(OSError): time.time() - guard.stat().st_mtime > _FRESH and guard.rmdir() # its maker was killed right here
         return
     try: note.exists() and _holder(note) is None and note.unlink(missing_ok=True)
     finally: guard.rmdir()
