@@ -30,6 +30,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from traceback import clear_frames
 from types import SimpleNamespace
 from typing import Literal, get_type_hints
 
@@ -1170,7 +1171,10 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
             print(*filter(None, [trainer.remark, *amount(trainer.train_dataset), ahead]), sep="\n", flush=True)
         trainer.last_log = step
         for reporter in reporters(cfg, step, rank() == 0): trainer.add_callback(reporter)
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try: trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except BaseException as e:
+            clear_frames(e.__traceback__) # lets go of the loader: its workers do not hear SIGTERM, and the interpreter would wait for them at its end
+            raise
     inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p] + own_sources(cfg.families)
     first(lambda: write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs))
     if newest_checkpoint(cfg.output_dir).name == f"step_{cfg.max_steps}": first(lambda: settle(cfg.output_dir))
