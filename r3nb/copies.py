@@ -263,7 +263,8 @@ def difference(a: np.ndarray, b: np.ndarray) -> Difference:
 def _file_difference(a: Path, b: Path, *stamps: int) -> Difference: return difference(file_view(a), file_view(b))
 
 def file_difference(a: Path, b: Path) -> Difference:
-    "Compare two files, once while both stay the same."
+    "Compare two files, once while both stay the same, whichever is asked about."
+    a, b = sorted((a, b))
     stats = [f.stat() for f in (a, b)]
     return _file_difference(a, b, *(n for s in stats for n in (s.st_size, s.st_mtime_ns)))
 
