@@ -109,7 +109,10 @@ def test_other_records_another_index_fewer_channels(cfg, place, tmp_path):
 
 def test_unfinished_and_damaged_caches(cfg, place, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "BLOCK", 3)
+    with pytest.raises(DataError, match="evidence_cache .*: no such folder"): train(cfg)
+    Path(cfg.evidence_cache).mkdir()
     with pytest.raises(ConfigError, match="is not an evidence cache .no evidence.json.; make it with r3nb_evidence"): train(cfg)
+    Path(cfg.evidence_cache).rmdir()
     folder = prepare_evidence(cache_options(cfg, variants=1))
     blocks = sorted(folder.glob("block_*.npy"))
     assert [np.load(b).shape for b in blocks] == [(3, 4, 1), (3, 4, 1), (2, 4, 1)]

@@ -241,7 +241,7 @@ def test_imports():
 
 def test_import_closure_is_transitive(tmp_path, lab):
     write_stage(tmp_path/"s", "0_a", "", "import r3nb.study")
-    assert set(code_of(tmp_path/"s/0_a.ipynb")) - {"assets"} == {"0_a.ipynb", "study", "core"}
+    assert set(code_of(tmp_path/"s/0_a.ipynb")) - {"assets"} == {"0_a.ipynb", "study", "core", "words"}
 
 
 def test_comments_are_not_code(tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_status_says_why(lab, capsys, monkeypatch):
     assert states(lab)["1_sum"] == ("stale", ["code: 1_sum.ipynb changed"]) and states(lab)["0_make"][0] == "up to date"
     write_stage(lab.stages, "1_sum", *BODIES["1_sum"])
     monkeypatch.setattr(study, "_module", lambda path: ("other" if path.stem == "core" else "same", frozenset()))
-    assert states(lab)["0_make"] == ("stale", ["code: r3nb/assets is no longer needed", "code: r3nb.core changed"])
+    assert states(lab)["0_make"] == ("stale", ["code: r3nb/assets is no longer needed", "code: r3nb.core changed", "code: r3nb.words is no longer needed"])
     monkeypatch.undo()
     (lab.dir/"2_say/metrics.json").unlink()
     assert states(lab)["2_say"] == ("stale", ["missing: 2_say/metrics.json"])
