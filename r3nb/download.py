@@ -201,6 +201,16 @@ def _card_licence(place):
     except (YAMLError, ValueError): return None
 
 # %% ../nbs/01_download.ipynb #f024
+def _fetch(place, file, target):
+    meta = get_hf_file_metadata(url := hf_hub_url(place.repo, file, repo_type=place.kind, revision=place.revision))
+    part = target.with_name(f"{target.name}.{meta.etag}.part")
+    if meta.size is not None and part.exists() and part.stat().st_size > meta.size: part.unlink()
+    with part.open("ab") as f: http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=meta.size, displayed_filename=file)
+    if len(meta.etag) == 64 and sha256_file(part) != meta.etag:
+        part.unlink()
+        raise OSError(f"{file}: what arrived does not have the hash that the hub announced")
+    os.replace(part, target)
+
 def _card_text(place, folder:Path)->str:
     "The README of a repository, fetched without the cache of the library, which would be locked"
     held = try_to_load_from_cache(place.repo, "README.md", repo_type=place.kind, revision=place.revision)
@@ -354,16 +364,6 @@ def fetch_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists(): ask(lambda: _fetch(place, file, target), place, file, retries)
     return target
-
-def _fetch(place, file, target):
-    meta = get_hf_file_metadata(url := hf_hub_url(place.repo, file, repo_type=place.kind, revision=place.revision))
-    part = target.with_name(f"{target.name}.{meta.etag}.part")
-    if meta.size is not None and part.exists() and part.stat().st_size > meta.size: part.unlink()
-    with part.open("ab") as f: http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=meta.size, displayed_filename=file)
-    if len(meta.etag) == 64 and sha256_file(part) != meta.etag:
-        part.unlink()
-        raise OSError(f"{file}: what arrived does not have the hash that the hub announced")
-    os.replace(part, target)
 
 # %% ../nbs/01_download.ipynb #c044
 @dataclass(frozen=True)
