@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -454,7 +455,7 @@ def test_unify_takes_marks_and_lists_and_counts_well(tmp_path, capsys):
     out = unify(own_data(tmp_path, row, mark=b"\xef\xbb\xbf"))["train"]
     assert [r["answers"] for _, r in read_jsonl(out)] == [["x", "y"]]
     assert "menus train: 1 record, 0 with text" in capsys.readouterr().out
-    unify(own_data(tmp_path, row, row | {"image": "images/pages.tif"}))
+    unify(replace(own_data(tmp_path, row, row | {"image": "images/pages.tif"}), overwrite=True))
     said = capsys.readouterr().out
     assert "2 records, 0 with text" in said and "pages.tif holds 2 pages" in said
     with pytest.raises(DataError, match=r"menus_raw_train.jsonl:2: malformed line .1e999"): unify(own_data(tmp_path, row, b'{"image": "images/a.png", "question": "?", "answers": ["x"], "price": 1e999}'))

@@ -19,7 +19,7 @@ from tiny import clip
 import r3nb.ann
 import r3nb.indices as indices
 from r3nb.ann import RECALL, RowFile, Searcher, build_structure, noisy_queries, scan_rows, top_rows
-from r3nb.core import ConfigError, DataError, ImageError, IndexMismatchError, QARecord, write_jsonl
+from r3nb.core import ConfigError, DataError, ImageError, IndexMismatchError, QARecord, _tmp_name, write_jsonl
 from r3nb.documents import PageStore, feed, shared_plan
 from r3nb.encoders import build_shard
 from r3nb.indices import CHANNELS, EvidenceIndex, IndexConfig, ImageEncoder, TextEncoder, main, merge_shards, my_shards
@@ -71,8 +71,8 @@ def world(tmp_path_factory):
 def fakes(): return {"text": Words(), "image": Pixels()}
 
 
-def shard(world, out, i, n, encoders=None, batch_size=3, jsonl=None):
-    return build_shard(out, shared_plan(out, jsonl or world.jsonl, world.root), i, n, encoders or fakes(), batch_size, world.root)
+def shard(world, out, i, n, encoders=None, batch_size=3, jsonl=None, overwrite=False):
+    return build_shard(out, shared_plan(out, jsonl or world.jsonl, world.root), i, n, encoders or fakes(), batch_size, world.root, overwrite=overwrite)
 
 
 def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in ("manifest.json", ".plan.lock")}
@@ -119,14 +119,15 @@ def test_missing_and_foreign_shards_are_named(world, tmp_path):
     other_text["text"].fingerprint = "words-2"
     write_jsonl(tmp_path / "other.jsonl", [r.to_dict() for r in rows_of(N - 1)])
     for kw, said in ((dict(encoders=other_text), "text encoder"), (dict(batch_size=4), "batch size"), (dict(jsonl=tmp_path / "other.jsonl"), "records or pictures")):
-        shard(world, out, 1, 3, **kw)
+        shard(world, out, 1, 3, **kw, overwrite=True)
         with pytest.raises(IndexMismatchError, match=f"shard 1 of 3 is foreign.*{said}"): merge_shards(out, 3)
     shard(world, out, 1, 4)
     shutil.rmtree(out / "shard_1_of_3")
     (out / "shard_1_of_4").rename(out / "shard_1_of_3")
     with pytest.raises(IndexMismatchError, match="shard 1 of 3 is foreign.*number of shards"): merge_shards(out, 3)
     assert not (out / "index.json").exists()
-    shard(world, out, 1, 3)
+    with pytest.raises(ConfigError, match="was built with .*--overwrite"): shard(world, out, 1, 3)
+    shard(world, out, 1, 3, overwrite=True)
     merge_shards(out, 3)
     assert (out / "index.json").exists()
 
@@ -164,9 +165,10 @@ def test_a_changed_picture_makes_a_new_plan_and_new_shards(tmp_path):
     os.utime(tmp_path / "w/images/2.png")
     assert not shard(world, tmp_path / "i", 0, 2), "a new time alone changes nothing"
     page(9).save(tmp_path / "w/images/2.png")
-    assert shard(world, tmp_path / "i", 0, 2)
+    with pytest.raises(ConfigError, match="records or pictures.*--overwrite"): shard(world, tmp_path / "i", 0, 2)
+    assert shard(world, tmp_path / "i", 0, 2, overwrite=True)
     with pytest.raises(IndexMismatchError, match="foreign"): merge_shards(tmp_path / "i", 2)
-    assert shard(world, tmp_path / "i", 1, 2)
+    assert shard(world, tmp_path / "i", 1, 2, overwrite=True)
     merge_shards(tmp_path / "i", 2)
 
 
@@ -213,7 +215,9 @@ def test_what_a_kill_left_beside_the_index_is_rescued(world, tmp_path):
     "Killed between moving the shards into the new folder and renaming it, the shards are in the hidden folder."
     out = tmp_path / "i"
     for i in range(2): shard(world, out, i, 2)
-    hidden = tmp_path / ".tmp-0123-i"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    hidden = tmp_path / _tmp_name(out).name.replace(f"-{os.getpid():x}-", f"-{gone.pid:x}-")
     hidden.mkdir()
     (out / "shard_1_of_2").rename(hidden / "shard_1_of_2")
     with indices.replace_folder(out) as new: (new / "index.json").write_text("{}")
@@ -281,7 +285,7 @@ def test_memory_of_a_build_does_not_follow_the_number_of_documents(tmp_path):
         stream = (QARecord(f"s{i}", "w", "train", f"w/{i}", "a.png", "q", "a", ["a"], f"{i} " + "long text " * 60) for i in range(n))
         tracemalloc.start()
         try:
-            EvidenceIndex.build(stream, tmp_path, tmp_path / "i", text, Pixels(), 256)
+            EvidenceIndex.build(stream, tmp_path, tmp_path / f"i{n}", text, Pixels(), 256)
             return tracemalloc.get_traced_memory()[1]
         finally: tracemalloc.stop()
     assert peak(32000) - peak(17000) < 15000 * 100  # a text has 600 bytes, its vectors 100, its row in the index 700
@@ -458,7 +462,7 @@ def test_an_index_with_a_structure_keeps_the_rules(world, tmp_path):
     texts, ban = [r.pseudo_text for r in rows_of()[::3]], [{r.image_id} for r in rows_of()[::3]]
     rows = lambda ix: [[e.row for e in f["text"]] for f in ix.search(texts=texts, exclude=ban, exclude_copies=[ix.look(r) for r in rows_of()[::3]])]
     for factory in ("IVF4,Flat", "HNSW8", "IVF2,SQ8"):
-        index = fake_build(world, tmp_path / "i", index_factory=factory)
+        index = fake_build(world, tmp_path / "i", index_factory=factory, overwrite=True)
         info = json.loads((tmp_path / "i/index.json").read_text())
         manifest = json.loads((tmp_path / "i/manifest.json").read_text())
         assert info["text"]["structure"]["factory"] == factory == manifest["config"]["structure"]["image"]["factory"] and info["text"]["structure"]["chosen"] == "by the user"
