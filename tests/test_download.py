@@ -665,9 +665,9 @@ def test_killed_at_every_step(hub, run, tmp_path):
     assert n > 10 and tree(out) == tree(tmp_path/"calm") and not (out/".download").exists()
     assert len(hub.gets("train-00000")) <= 3
     chartqa(hub, [chart(70 + i, f"q{i}?") for i in range(10)])
-    code = None
+    assert "--overwrite" in (r := run("chartqa", "--out_dir", out, "--splits", "train")).text and r.code == 2
     for n in range(1, 99, 2):
-        r = run("chartqa", "--out_dir", out, "--splits", "train", kill=n)
+        r = run("chartqa", "--out_dir", out, "--splits", "train", "--overwrite", kill=n)
         whole_or_absent(out)
         if r.code == 0: break
     check_whole(out)

@@ -260,7 +260,8 @@ def test_another_model_starts_afresh_and_another_port_does_not(world, tmp_path):
         sweep(cfg)
         sweep(replace(cfg, endpoint=two.url, concurrency=3, retries=1, timeout=9))
         assert not two.log
-        sweep(replace(cfg, endpoint=other.url))
+        with pytest.raises(ConfigError, match="model_name was .a., is .b."): sweep(replace(cfg, endpoint=other.url))
+        sweep(replace(cfg, endpoint=other.url, overwrite=True))
         assert len(other.log) == 32
     local = replace(cfg, endpoint="", model_name="a")
     assert run_key(local) != run_key(replace(cfg, model_name="a"))

@@ -164,7 +164,7 @@ def test_the_gallery_goes_on_after_a_bad_picture(tmp_path):
         with pytest.raises(ImageError, match="b.png"): C.gallery(C.CorruptConfig(str(tmp_path), str(tmp_path/"out"), levels=[0, .5]))
     assert len((tmp_path/"out/corruption.jsonl").read_text().splitlines()) == 4 and (tmp_path/"out/gallery.png").exists()
     for p in tmp_path.glob("[ac].*"): p.write_bytes(b"")
-    with pytest.raises(ImageError, match="3 problems"): C.gallery(C.CorruptConfig(str(tmp_path), str(tmp_path/"out"), levels=[.5]))
+    with pytest.raises(ImageError, match="3 problems"): C.gallery(C.CorruptConfig(str(tmp_path), str(tmp_path/"out"), levels=[.5], overwrite=True))
 
 
 def test_unify_and_merge_take_them_all(world, readings):
