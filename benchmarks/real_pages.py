@@ -97,7 +97,7 @@ def opened(args, folder):
     processor = AutoProcessor.from_pretrained(cfg.model_name)
     processor.tokenizer.add_tokens(list(PLACEHOLDERS), special_tokens=True)
     config = cfg.model_config(index)
-    grid = Grid(index.fingerprint, sha256_file(jsonl), cfg.seed, cfg.top_k, list(CHANNELS), cfg.corrupt_text_target, [0, .2, .4, .6, .8])
+    grid = Grid(index.fingerprint, sha256_file(jsonl), cfg.seed, cfg.top_k, list(CHANNELS), cfg.corrupt_text_target, [0, .2, .4, .6, .8], copies=index.copies)
     return records, index, cfg, config, R3Collator(processor, config), grid
 
 
