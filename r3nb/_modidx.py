@@ -665,6 +665,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.eval.LastPictures.__getattr__': ('eval.html#lastpictures.__getattr__', 'r3nb/eval.py'),
                            'r3nb.eval.LastPictures.__init__': ('eval.html#lastpictures.__init__', 'r3nb/eval.py'),
                            'r3nb.eval.Mode': ('eval.html#mode', 'r3nb/eval.py'),
+                           'r3nb.eval.OutputOptions': ('eval.html#outputoptions', 'r3nb/eval.py'),
                            'r3nb.eval.Part': ('eval.html#part', 'r3nb/eval.py'),
                            'r3nb.eval.Plan': ('eval.html#plan', 'r3nb/eval.py'),
                            'r3nb.eval.Plan.__contains__': ('eval.html#plan.__contains__', 'r3nb/eval.py'),

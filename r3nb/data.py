@@ -452,7 +452,7 @@ def _records(u:_Unifier, split:str, path:Path)->Iterator[QARecord]:
         u.counts[split].update(records=1, text=int(bool(record.pseudo_text)))
         yield record
 
-# %% ../nbs/01_data.ipynb #c062
+# %% ../nbs/01_data.ipynb #g062
 def _more_pages(u:_Unifier):
     "Say which images are the first page of several"
     for rel, in u.db.execute("select rel from images where lower(rel) like '%.tif' or lower(rel) like '%.tiff' order by rowid limit 1000"):
@@ -469,6 +469,7 @@ def _report(u:_Unifier):
             print(f"{u.spec.name} {split}: no record has text, so it cannot be searched; run r3nb_ocr --image_dir {u.cfg.raw_dir}/images and give its cache with --ocr_cache")
     for split in u.spec.unanswered if u.spec.name in DATASETS else (): print(f"{u.spec.name} {split}: {without_references(u.spec, split)}")
 
+# %% ../nbs/01_data.ipynb #c062
 def unify(
     cfg:UnifyConfig, # what to translate, from where to where
 )->dict[str, Path]: # split -> the file written

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 'META', 'FREE', 'HOME', 'PARTIAL', 'DAMAGE',
-           'VERSIONS', 'Mode', 'parse_mode', 'SweepOptions', 'BudgetOptions', 'EvalConfig', 'modes_of', 'check_config',
-           'check_devices', 'check_damage', 'trained_budgets', 'budgets_of', 'budget_notes', 'levels_of', 'conditions',
-           'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks', 'find_evidence', 'Answer', 'flags_of',
-           'LastPictures', 'same_pictures', 'device_of', 'weights_folder', 'checkpoints_of', 'with_dtype',
-           'check_models', 'Readers', 'settled', 'open_readers', 'row_key', 'read_partial', 'append_rows', 'make_row',
-           'held_field', 'content_of', 'run_facts', 'run_key', 'same_own', 'own_file', 'check_rows', 'check_copy',
-           'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'goes_on', 'own_folder', 'answer_part', 'only',
-           'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen', 'sweep', 'open_index', 'row_files',
-           'finish', 'save_case', 'save_gallery', 'copy_page', 'save_examples', 'suffix_of', 'settings_of',
-           'frozen_report', 'withheld', 'withheld_line', 'inputs_line', 'evaluate', 'main']
+           'VERSIONS', 'Mode', 'parse_mode', 'SweepOptions', 'BudgetOptions', 'OutputOptions', 'EvalConfig', 'modes_of',
+           'check_config', 'check_devices', 'check_damage', 'trained_budgets', 'budgets_of', 'budget_notes',
+           'levels_of', 'conditions', 'modes_at', 'eval_records', 'Case', 'open_inputs', 'damage', 'blocks',
+           'find_evidence', 'Answer', 'flags_of', 'LastPictures', 'same_pictures', 'device_of', 'weights_folder',
+           'checkpoints_of', 'with_dtype', 'check_models', 'Readers', 'settled', 'open_readers', 'row_key',
+           'read_partial', 'append_rows', 'make_row', 'held_field', 'content_of', 'run_facts', 'run_key', 'same_own',
+           'own_file', 'check_rows', 'check_copy', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'goes_on',
+           'own_folder', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen',
+           'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page', 'save_examples',
+           'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line', 'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -119,9 +119,19 @@ class BudgetOptions:
     max_tokens: int|None = None # tokens of the whole prompt, those of the picture included; 4096 without a checkpoint
     max_pixels: int|None = None # largest picture that the model sees, larger ones are scaled down; 2097152 without a checkpoint, 0 for no limit
 
+# %% ../nbs/08_eval.ipynb #g012
+@dataclass
+class OutputOptions:
+    "Where results go"
+    n_boot: int = 2000 # resamples of each interval
+    out_dir: str = "" # folder of predictions, summary and manifest; empty takes the first of eval, eval-2, … that is free or holds this very run
+    out_json: str = "" # a second place for the summary
+    rescore: str = "" # a predictions file: score it again and stop, no model needed
+    overwrite: bool = False # replace results of other options in out_dir, and drop answers that these options do not ask for
+
 # %% ../nbs/08_eval.ipynb #c012
 @dataclass
-class EvalConfig(SweepOptions, EndpointOptions, BudgetOptions):
+class EvalConfig(SweepOptions, EndpointOptions, BudgetOptions, OutputOptions):
     "Evaluate modes over corruption levels and seeds; predictions, scores and summary go to one folder"
     top_k: int = 3 # evidence pages per channel
     confidence: Literal["estimated", "oracle", "fixed"] = "estimated" # where r3 takes its confidence from
@@ -146,11 +156,6 @@ class EvalConfig(SweepOptions, EndpointOptions, BudgetOptions):
     attn_implementation: str = "" # attention of the backbone: eager, sdpa, flash_attention_2 or another that transformers knows; empty leaves the choice to it
     threads: int = 0 # threads of torch in each process; 0 leaves them as they are, or shares the cores among several workers
     workers: int = 1 # processes that answer, each with its own copy of the models
-    n_boot: int = 2000 # resamples of each interval
-    out_dir: str = "" # folder of predictions, summary and manifest; empty takes the first of eval, eval-2, … that is free or holds this very run
-    out_json: str = "" # a second place for the summary
-    rescore: str = "" # a predictions file: score it again and stop, no model needed
-    overwrite: bool = False # replace results of other options in out_dir, and drop answers that these options do not ask for
 
 # %% ../nbs/08_eval.ipynb #c014
 def modes_of(

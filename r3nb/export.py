@@ -32,6 +32,7 @@ class ExportConfig:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16" # precision of a whole model
     overwrite: bool = False # replace an export of other options
 
+# %% ../nbs/07_export.ipynb #g006
 @dataclass
 class Place:
     "Where an export comes from and goes to."

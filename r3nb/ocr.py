@@ -232,7 +232,7 @@ class OCRConfig:
     @property
     def kwargs(self)->dict: return dict(a.split("=", 1) for a in self.engine_args)
 
-# %% ../nbs/02_ocr.ipynb #c038
+# %% ../nbs/02_ocr.ipynb #g038
 IMAGE_ENDINGS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
 def pages_folder(path:Path)->Path:
@@ -258,6 +258,7 @@ def files_below(
             if _is_folder(e): (linked if e.is_symlink() else plain).append(Path(e.path))
             else: yield Path(e.path)
 
+# %% ../nbs/02_ocr.ipynb #c038
 def find_images(
     folders:list[str], # where to look
 )->dict[str, Path]: # name relative to the common folder -> file, sorted by name

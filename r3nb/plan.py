@@ -72,9 +72,8 @@ class PlanConfig:
         for name in ("max_tokens", "batch_size", "grad_accum", "answer_tokens", "lora_r", "bottleneck", "text_dim", "image_dim"):
             if getattr(self, name) < 1: raise ConfigError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if self.image_tokens is not None and not 0 <= self.image_tokens < self.max_tokens: raise ConfigError(f"image_tokens is {self.image_tokens}, expected 0 to less than max_tokens {self.max_tokens}")
-        R3Config(max_pixels=self.max_pixels) # refuses what is out of range
+        R3Config(max_pixels=self.max_pixels, bottleneck=self.bottleneck) # refuses what is out of range
         if self.host_gb < 0: raise ConfigError(f"host_gb is {self.host_gb}, expected 0 (unknown) or more")
-        if self.bottleneck % 4: raise ConfigError(f"bottleneck {self.bottleneck} is not a multiple of the modules' 4 heads")
 
 # %% ../nbs/12_plan.ipynb #c008
 @cache
