@@ -226,7 +226,7 @@ def _opens(folder: Path, encoders: dict, image_root: str | Path) -> bool:
     except (DataError, ConfigError, IndexMismatchError, OSError, RuntimeError, ValueError): return False
     return True
 
-def _planned(tmp: Path, records, image_root: str | Path, encoders: dict, cheap: dict, home: Path, overwrite: bool) -> tuple[Path, PageStore]:
+def _planned(tmp: Path, records, image_root: str | Path, encoders: dict, cheap: dict, home: Path, overwrite: bool) -> tuple[Path, dict]: # the plan, and its numbers of documents
     "Collect the pages and plan their encoding; ends the build when its index is there."
     (tmp / "work" / "share").mkdir(parents=True)
     store = feed(PageStore(tmp / "work" / "pages.sqlite", image_root), records)
@@ -234,8 +234,10 @@ def _planned(tmp: Path, records, image_root: str | Path, encoders: dict, cheap: 
     check_widths(encoders, cheap["index_factory"], len(store))
     plan = write_plan(store, tmp / "work")
     now = cheap | {f"{c}_encoder": e.fingerprint for c, e in encoders.items()} | {"documents": read_json(plan / "plan.json")["sha256"], "image_root": relative(image_root, home)}
+    numbers = dict(documents=len(store), empty_texts=store.blank)
+    store.db.close()
     if same_index(home, now, overwrite) and _opens(home, encoders, image_root): raise _There
-    return plan, store
+    return plan, numbers
 
 # %% ../nbs/04_indices.ipynb #c018b
 @patch(cls_method=True)
@@ -259,11 +261,10 @@ def build(cls: EvidenceIndex,
     encoders = open_encoders(text_encoder, image_encoder, batch_size)
     try:
         with replace_folder(out_dir) as tmp:
-            plan, store = _planned(tmp, records, image_root, encoders, cheap, home, overwrite)
+            plan, numbers = _planned(tmp, records, image_root, encoders, cheap, home, overwrite)
             encode_share(plan, plan / "share", encoders, batch_size, image_root)
             digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
-            extra = dict(documents=len(store), empty_texts=store.blank, image_root=relative(image_root, home), batch_size=batch_size, copies=copies)
-            store.db.close()
+            extra = numbers | dict(image_root=relative(image_root, home), batch_size=batch_size, copies=copies)
             shutil.rmtree(plan)
             finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
                    {Path(f).name: sha256_file(f) for f in inputs})
