@@ -702,6 +702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'r3nb.eval.check_models': ('eval.html#check_models', 'r3nb/eval.py'),
                            'r3nb.eval.check_rows': ('eval.html#check_rows', 'r3nb/eval.py'),
                            'r3nb.eval.checkpoints_of': ('eval.html#checkpoints_of', 'r3nb/eval.py'),
+                           'r3nb.eval.claim_folder': ('eval.html#claim_folder', 'r3nb/eval.py'),
                            'r3nb.eval.conditions': ('eval.html#conditions', 'r3nb/eval.py'),
                            'r3nb.eval.content_of': ('eval.html#content_of', 'r3nb/eval.py'),
                            'r3nb.eval.copy_page': ('eval.html#copy_page', 'r3nb/eval.py'),

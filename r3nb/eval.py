@@ -12,8 +12,9 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'read_partial', 'append_rows', 'make_row', 'held_field', 'content_of', 'run_facts', 'run_key', 'same_own',
            'own_file', 'check_rows', 'check_copy', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'goes_on',
            'own_folder', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen',
-           'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page', 'save_examples',
-           'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line', 'inputs_line', 'evaluate', 'main']
+           'claim_folder', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page',
+           'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line', 'inputs_line',
+           'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -850,6 +851,18 @@ def foreseen(
                              disable_context=not any(m.evidence for m in modes), disable_pseudo_text=cfg.no_pseudo_text or not any(m.text for m in modes))
     return [*budget_notes(cfg), foresee(writer, records, cfg.image_root, bool(whole))]
 
+# %% ../nbs/08_eval.ipynb #g050
+def claim_folder(
+    cfg:EvalConfig, # options of the run
+    out:Path, # its folder
+    plan:Plan, # which rows belong to it
+)->None:
+    "Take a folder for a run, or refuse one that holds something else"
+    if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
+    run_dir_fresh(out, fingerprint(facts := run_facts(cfg)), facts, cfg.overwrite, own_file)
+    same_own(cfg.damage, out)
+    check_rows(out, plan, cfg.overwrite)
+
 # %% ../nbs/08_eval.ipynb #c050
 def sweep(
     cfg:EvalConfig, # options of the run
@@ -861,11 +874,7 @@ def sweep(
     if readers is None and not cfg.endpoint: check_models(cfg)
     out, plan = Path(cfg.out_dir), plan_of(cfg, eval_records(cfg))
     index = check_controls(cfg, plan) if us.leads else None
-    if us.leads:
-        if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
-        run_dir_fresh(out, fingerprint(facts := run_facts(cfg)), facts, cfg.overwrite, own_file)
-        same_own(cfg.damage, out)
-        check_rows(out, plan, cfg.overwrite)
+    if us.leads: claim_folder(cfg, out, plan)
     us.wait()
     done = {k for f in row_files(out, "predictions") for _, r in read_partial(f) if (k := row_key(r)) in plan}
     todo = plan.parts(done)[us.rank::us.size]
