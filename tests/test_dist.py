@@ -154,7 +154,7 @@ def test_export_of_runs_in_parts(runs, tmp_path):
     "An adapter and a whole model of LoRA, and a whole model of full fine-tuning, as transformers opens it."
     lora, full = (newest_checkpoint(runs("fsdp") / n) for n in ("plain", "full"))
     for words in (["--checkpoint_dir", str(lora), "--out", str(tmp_path / "a")], ["--checkpoint_dir", str(full), "--full", "--out", str(tmp_path / "f")]): export_main(words)
-    assert {f.name for f in (tmp_path / "a").iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "modules.safetensors", "r3_config.json"}
+    assert {f.name for f in (tmp_path / "a").iterdir()} == {".r3nb.json", "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "modules.safetensors", "r3_config.json"}
     R3Model.load(tmp_path / "a")
     whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "f").state_dict()
     trained = load_file(full / "backbone.safetensors")
