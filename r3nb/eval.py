@@ -12,7 +12,7 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'read_partial', 'append_rows', 'make_row', 'held_field', 'content_of', 'run_facts', 'run_key', 'same_own',
            'own_file', 'check_rows', 'check_copy', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'goes_on',
            'own_folder', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen',
-           'claim_folder', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page',
+           'take_folder', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page',
            'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line', 'inputs_line',
            'evaluate', 'main']
 
@@ -852,7 +852,7 @@ def foreseen(
     return [*budget_notes(cfg), foresee(writer, records, cfg.image_root, bool(whole))]
 
 # %% ../nbs/08_eval.ipynb #g050
-def claim_folder(
+def take_folder(
     cfg:EvalConfig, # options of the run
     out:Path, # its folder
     plan:Plan, # which rows belong to it
@@ -874,7 +874,7 @@ def sweep(
     if readers is None and not cfg.endpoint: check_models(cfg)
     out, plan = Path(cfg.out_dir), plan_of(cfg, eval_records(cfg))
     index = check_controls(cfg, plan) if us.leads else None
-    if us.leads: claim_folder(cfg, out, plan)
+    if us.leads: take_folder(cfg, out, plan)
     us.wait()
     done = {k for f in row_files(out, "predictions") for _, r in read_partial(f) if (k := row_key(r)) in plan}
     todo = plan.parts(done)[us.rank::us.size]
