@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.compare.text_measures': ('compare.html#text_measures', 'r3nb/compare.py')},
             'r3nb.copies': { 'r3nb.copies.Difference': ('copies.html#difference', 'r3nb/copies.py'),
                              'r3nb.copies.Look': ('copies.html#look', 'r3nb/copies.py'),
+                             'r3nb.copies.Look.cuts': ('copies.html#look.cuts', 'r3nb/copies.py'),
                              'r3nb.copies.Look.file': ('copies.html#look.file', 'r3nb/copies.py'),
                              'r3nb.copies.Look.view': ('copies.html#look.view', 'r3nb/copies.py'),
                              'r3nb.copies.Verdict': ('copies.html#verdict', 'r3nb/copies.py'),

@@ -12,8 +12,8 @@ __all__ = ['VIEW', 'MARGINS', 'CUTS', 'SIDE', 'EDGE', 'SAME', 'ROUNDS', 'WINDOW'
 
 # %% ../nbs/04_copies.ipynb #c003
 from collections import Counter
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -299,7 +299,7 @@ class Look:
     path: str = "" # its picture
     text: str = "" # what it says
     sha256: str = "" # of its file, empty if not known
-    image: Image.Image | None = None # its picture in memory, in place of a file
+    image: Image.Image | None = field(default=None, compare=False) # its picture, if it is in memory already or has no file
 
     @property
     def file(self) -> Path:
@@ -307,7 +307,15 @@ class Look:
         try: return resolve_image(self.root, self.path)
         except ImageError as e: raise ImageError(f"{e}; without this picture it cannot be told whether its page is a copy of another, give the image_root that the index was built with") from None
 
+    @cached_property
     def view(self) -> np.ndarray: return file_view(self.file) if self.image is None else view_of(self.image)
+
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        "The hashes of its picture under every cut; those of a file are remembered."
+        if self.image is not None: return cut_hashes(self.view)
+        stat = (file := self.file).stat()
+        return _cut_hashes(file, stat.st_size, stat.st_mtime_ns)
 
 @dataclass(frozen=True)
 class Verdict:
@@ -322,9 +330,7 @@ def _cut_hashes(path: Path, size: int, mtime: int) -> np.ndarray: return cut_has
 
 def within_cut(page: Look, other: Look) -> bool:
     "Whether some cut of a page looks like the other page."
-    if page.image is not None: table = cut_hashes(page.view())
-    else: table = _cut_hashes(file := page.file, (stat := file.stat()).st_size, stat.st_mtime_ns)
-    return hamming(table, hash_bytes([other.hash])[0]).min() <= CUT_BITS
+    return hamming(page.cuts, hash_bytes([other.hash])[0]).min() <= CUT_BITS
 
 # %% ../nbs/04_copies.ipynb #c039
 COPY_RULES = ("pictures", "hash") # how copies are told: by looking at the pictures, or by the hash alone
@@ -341,7 +347,7 @@ def verdict(
     if bits > FAR_BITS or bits > MOVED_BITS and not alike(page.text, other.text): return Verdict(False, bits, None, "looks different")
     if bits > NEAR_BITS and not within_cut(page, other): return Verdict(False, bits, None, "looks different")
     files = page.image is None and other.image is None
-    found = file_difference(page.file, other.file) if files else difference(page.view(), other.view())
+    found = file_difference(page.file, other.file) if files else difference(page.view, other.view)
     limit = limit_of(found, page.text, other.text)
     if found.share > SHARE or found.noise > NOISE: return Verdict(False, bits, round(found.worst, 2), f"{min(found.share, 1):.0%} of the page is other")
     if found.worst > limit: return Verdict(False, bits, round(found.worst, 2), f"a place differs by {found.worst:.1f} times the noise, {limit:g} is allowed")

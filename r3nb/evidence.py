@@ -84,14 +84,20 @@ def row_type(dims: dict[str, int], top_k: int)->np.dtype: # channel -> width
     "The type of a finding."
     return np.dtype([*((c, "f4", (dims[c],)) for c in CHANNELS), ("row", "i4", (len(CHANNELS), top_k)), ("score", "f8", (len(CHANNELS), top_k))])
 
-def look_up(index: EvidenceIndex, grid: Grid, records: list, damaged: list)->np.ndarray: # [n] findings
+def look_up(
+    index: EvidenceIndex, # where to look
+    grid: Grid, # channels and number of pages
+    records: list, # QARecords
+    damaged: list, # their damaged versions
+    looks: list # looks at their own pages, whose copies are left out
+)->np.ndarray: # [n] findings
     "Encode damaged records and search for them, as training does."
     vectors = encode_queries(index, damaged, CHANNELS, QueryMemo())
     out = np.zeros(len(records), row_type({c: vectors[c].shape[1] for c in CHANNELS}, grid.top_k))
     out["row"] = -1
     for c in CHANNELS: out[c] = vectors[c]
     asked = {c: vectors[c] if c in grid.channels else None for c in CHANNELS}
-    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], [[index.look(r)] for r in records], grid.top_k)
+    found = index.search(asked["text"], asked["image"], [{r.image_id} for r in records], looks, grid.top_k)
     for i, by in enumerate(found):
         for j, c in enumerate(CHANNELS):
             for k, e in enumerate(by[c]): out["row"][i, j, k], out["score"][i, j, k] = e.row, e.score
@@ -108,7 +114,7 @@ def fill_block(index: EvidenceIndex, grid: Grid, records: list, image_root: str|
         damaged = lambda level, r=r, image=image: [corrupt(r, image, level, s, grid.families or None, grid.text_target) for s in seeds]
         with one_thread():
             asked = [*(d for level in grid.levels for d in damaged(level)), *map(without_text, damaged(0.0))]
-            found.append(look_up(index, grid, [r] * len(asked), asked))
+            found.append(look_up(index, grid, [r] * len(asked), asked, [index.look(r, image)] * len(asked)))
     return np.stack(found).reshape(len(records), len(grid.levels) + 1, grid.variants)
 
 def without_text(seen):

@@ -429,11 +429,14 @@ def page_look(self: EvidenceIndex, row: int) -> Look:
     return Look(self.hashes[row].tobytes().hex(), self.image_root, page["image_path"], page["pseudo_text"], page["image_sha256"] or "")
 
 @patch
-def look(self: EvidenceIndex, record) -> Look:
+def look(self: EvidenceIndex,
+    record, # QARecord
+    image: Image.Image | None = None # its undamaged picture; opened when it is needed if not given
+) -> Look:
     "What the rule for copies knows about a query's own page, undamaged: from the index if it is there, else from its file."
     row = self.row_of.get(record.image_id)
     sha256 = self.pages.read(row, row + 1)[0]["image_sha256"] if row is not None else ""
-    return Look(self.query_hash(record), self.image_root, record.image_path, record.pseudo_text, sha256 or "")
+    return Look(self.query_hash(record), self.image_root, record.image_path, record.pseudo_text, sha256 or "", image)
 
 @patch
 def query_hash(self: EvidenceIndex, record) -> str: # 64 hexadecimal digits

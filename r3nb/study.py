@@ -254,7 +254,7 @@ def code_of(
     out = {Path(notebook).name: sha256_text("\n".join(ast.dump(ast.parse(s)) for s in sources))}
     todo, home = set().union(*map(imports_of, sources)), code_dir()
     while todo:
-        name = todo.pop()
+        todo.discard(name := min(todo))
         if name in out: continue
         if (home/f"{name}.py").is_file():
             out[name], more = _module(home/f"{name}.py")

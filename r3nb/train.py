@@ -331,16 +331,21 @@ def stranger(self: TrainSet, position: int): # a QARecord, or None for most posi
     return next((r for r in picks if r.image_id != own.image_id and (not entity or r.meta.get("entity") != entity)), None)
 
 @patch
-def evidence(self: TrainSet, positions: list[int], records: list, damaged: list, memo: QueryMemo)->list[dict]|None: # per sample, channel -> pages
+def evidence(self: TrainSet,
+    positions: list[int], # of the samples
+    records: list, # QARecords
+    images: list, # their undamaged pictures
+    damaged: list, # their damaged versions
+    memo: QueryMemo # keeps the vectors of the damaged versions
+)->list[dict]|None: # per sample, channel -> pages
     "What each sample is given: its own evidence, or a stranger's."
     c = self.config
     if self.index is None or not c.channels: return None
     if self.store is not None: return [self.remembered(p, r) for p, r in zip(positions, records, strict=True)]
-    others = [self.stranger(p) for p in positions]
-    asked = [d if o is None else self.damage(p, o)[2] for p, o, d in zip(positions, others, damaged, strict=True)]
-    vectors = encode_queries(self.index, asked, c.channels, memo)
-    pairs = [[r] if o is None else [r, o] for r, o in zip(records, others, strict=True)]
-    ids, looks = [{r.image_id for r in rs} for rs in pairs], [[self.index.look(r) for r in rs] for rs in pairs]
+    others = [o and self.damage(p, o) for p, o in zip(positions, map(self.stranger, positions), strict=True)]
+    vectors = encode_queries(self.index, [o[2] if o else d for o, d in zip(others, damaged, strict=True)], c.channels, memo)
+    pairs = [[(r, im), o[:2]] if o else [(r, im)] for r, im, o in zip(records, images, others, strict=True)]
+    ids, looks = [{r.image_id for r, _ in rs} for rs in pairs], [[self.index.look(r, im) for r, im in rs] for rs in pairs]
     return self.index.search(vectors.get("text"), vectors.get("image"), ids, looks, c.top_k)
 
 # %% ../nbs/06_train.ipynb #c022
@@ -365,7 +370,7 @@ def examples(self: TrainSet, positions: list[int])->list:
     records, images, damaged = zip(*map(self.damage, positions), strict=True)
     clean = [(im, r.pseudo_text, r.question) for r, im in zip(records, images, strict=True)]
     memo = QueryMemo()
-    evidence = self.evidence(positions, records, damaged, memo)
+    evidence = self.evidence(positions, records, images, damaged, memo)
     own = None if self.store is None else np.stack([self.finding(p, self.order[p])[0]["image"] for p in positions])
     return make_examples(self.index, list(records), list(damaged), self.config, evidence, own, clean=clean, cache=memo)
 
