@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['TOKEN', 'PIECE', 'SENTENCE', 'WHOLE', 'USUAL', 'WORD', 'SAME', 'count_tokens', 'halves', 'cut_behind', 'pieces',
-           'next_cut', 'split', 'fit', 'words_of', 'alike', 'nearness']
+           'next_cut', 'split', 'fit', 'words_of', 'alike', 'nearness', 'Cut', 'PassageTable']
 
 # %% ../nbs/04_passages.ipynb #q003
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, log
+from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
@@ -88,7 +91,10 @@ def fit(
     out = []
     for a, b in spans:
         if measure(text[a:b]) <= limit: out.append((a, b))
-        else: out += [(a + c, a + d) for c, d in fit(text[a:b], split(text[a:b], limit / 2, measure), limit, measure)]
+        else:
+            parts = split(text[a:b], limit / 2, measure)
+            parts = fit(text[a:b], parts, limit, measure) if len(parts) > 1 else halves(text[a:b], 0, b - a, limit, measure)
+            out += [(a + c, a + d) for c, d in parts]
     return out
 
 # %% ../nbs/04_passages.ipynb #q018
@@ -122,3 +128,60 @@ def nearness(
     n, df = len(passages), (held > 0).sum(0)
     weight = np.array([log(1 + (n - d + .5) / (d + .5)) for d in df])
     return np.round(held @ weight / weight.sum(), 5).tolist()
+
+# %% ../nbs/04_passages.ipynb #q025
+@dataclass(frozen=True)
+class Cut:
+    "How the texts of an index are cut into passages."
+    tokens: int = 0 # of a passage; 0 keeps pages whole
+    encoder: object = None # what will read them; its `limit` and `count` hold, where it has them
+
+    def __call__(self, text: str) -> list[tuple[int, int]]: # start and end of each passage
+        if not self.tokens: return [(0, len(text))]
+        limit, spans = getattr(self.encoder, "limit", None), split(text, self.tokens)
+        if not limit or all(len(text[a:b].encode()) + 16 <= limit for a, b in spans): return spans # a token is a byte at least
+        return fit(text, spans, limit, self.encoder.count)
+
+    def about(self) -> dict: # for descriptions
+        return dict(passage_tokens=self.tokens, text_encoder=getattr(self.encoder, "fingerprint", "")) if self.tokens else {}
+
+# %% ../nbs/04_passages.ipynb #q028
+class PassageTable:
+    "Which rows of the text vectors belong to which page, and where they stand in its text."
+    def __init__(self,
+        pages: int, # how many pages
+        starts: np.ndarray | None = None, # [pages + 1] first row of each page, and the number of rows
+        spans: np.ndarray | None = None # [rows, 2] start and end in the page's text
+    ): self.n, self.starts, self.spans = pages, starts, spans
+
+    @classmethod
+    def open(cls, folder: str | Path, pages: int):
+        "Map the files of an index."
+        files = [Path(folder)/f"{name}.npy" for name in ("passages", "spans")]
+        return cls(pages, *(np.asarray(np.load(f, mmap_mode="r")) for f in files)) if files[0].is_file() else cls(pages)
+
+    def __len__(self): return self.n if self.starts is None else int(self.starts[-1])
+
+    @property
+    def several(self) -> bool: return len(self) > self.n # has some page more than one passage?
+
+# %% ../nbs/04_passages.ipynb #q030
+@patch
+def rows(self: PassageTable, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # rows, and where each page's rows begin among them
+    "All rows of some pages, page after page."
+    pages = np.asarray(pages, dtype="int64")
+    if self.starts is None: return pages, np.arange(len(pages))
+    first, counts = self.starts[pages], self.starts[pages + 1] - self.starts[pages]
+    begin = np.cumsum(counts) - counts
+    return np.repeat(first - begin, counts) + np.arange(counts.sum()), begin
+
+@patch
+def of(self: PassageTable, rows: np.ndarray) -> np.ndarray: # pages
+    "The page of each row."
+    return rows if not self.several else np.searchsorted(self.starts, rows, "right") - 1
+
+@patch
+def parts(self: PassageTable, page: int, text: str) -> list[tuple[int, int, int]]: # row, start and end
+    "The passages of a page."
+    if self.starts is None: return [(page, 0, len(text))]
+    return [(row, *self.spans[row].tolist()) for row in range(self.starts[page], self.starts[page + 1])]
