@@ -29,7 +29,7 @@ from .ann import NpyWriter, chunks
 from .core import (DataError, QARecord, R3Error, atomic_dir, check_image, fingerprint, locked, no_answers, progress, read_json, read_jsonl,
                        remove_leftovers, resolve_image, sha256_file, write_json)
 from .data import Problems
-from .passages import Cut, PassageTable
+from .passages import WHOLE_PAGES, Cut, PassageTable
 
 # %% ../nbs/04_documents.ipynb #c006
 HINT = re.compile(r"\[(ANSWER|QUESTION)_HINT\]", re.IGNORECASE)
@@ -359,7 +359,7 @@ def write_plan(
     folder: str | Path, # an existing folder for the plan
     base_rows: int = 0, # pages of an existing index
     about: dict | None = None, # more entries for `plan.json`
-    cut: Cut = Cut(), # how texts are cut into passages
+    cut: Cut = WHOLE_PAGES, # how texts are cut into passages
     base: PassageTable | None = None # the passages of the existing index
 ) -> Path: # the same folder
     "Write down what an index will contain and what has to be encoded for it."
@@ -376,7 +376,7 @@ def write_plan(
     return folder
 
 # %% ../nbs/04_documents.ipynb #c034
-def still_true(plan: Path, jsonl_sha: str, image_root: str | Path, cut: Cut = Cut()) -> bool:
+def still_true(plan: Path, jsonl_sha: str, image_root: str | Path, cut: Cut = WHOLE_PAGES) -> bool:
     "Was this plan made of this file and these pictures, and cut like this?"
     said = read_json(plan/"plan.json")
     if (said.get("jsonl_sha256"), said.get("cut", {})) != (jsonl_sha, cut.about()): return False
@@ -391,7 +391,7 @@ def shared_plan(
     out_dir: str | Path, # folder of the index
     jsonl: str | Path, # unified records
     image_root: str | Path, # folder of the pictures
-    cut: Cut = Cut() # how texts are cut into passages
+    cut: Cut = WHOLE_PAGES # how texts are cut into passages
 ) -> Path: # the plan's folder, `plan_<key>` in `out_dir`
     "Find or make the plan of a JSONL; safe to call from several processes at once."
     out, digest = Path(out_dir), sha256_file(jsonl)
