@@ -396,7 +396,7 @@ def keep_passages(index: EvidenceIndex, keep: np.ndarray, tmp: Path) -> tuple[np
 
 def shrink(index: EvidenceIndex, keep: np.ndarray, tmp: Path) -> tuple[dict, int, int]: # digests, documents, documents without text
     "Write the files of an index with the rows `keep` only."
-    rows, digests = keep_passages(index, keep, tmp)
+    (rows, tables), digests = keep_passages(index, keep, tmp), {}
     for name, some in {"text_vectors.npy": rows, "image_vectors.npy": keep, "hashes.npy": keep}.items():
         digests[name] = gather(tmp / name, [index.folder / name], np.zeros_like(some), some)
     kept, hashes = set(), []
@@ -410,7 +410,7 @@ def shrink(index: EvidenceIndex, keep: np.ndarray, tmp: Path) -> tuple[dict, int
     if len(keep) > 1 and len(kept) == 1: raise DataError(f"the {len(keep)} documents that are left have the same pseudo_text; build the index again")
     np.save(tmp / "ids.npy", id_table(np.array(hashes, dtype="uint64")))
     np.save(tmp / "blank.npy", index.blank[keep])
-    return digests | {"documents.arrow": sha256_file(tmp / "documents.arrow")}, len(keep), int(index.blank[keep].sum())
+    return digests | {"documents.arrow": sha256_file(tmp / "documents.arrow")} | tables, len(keep), int(index.blank[keep].sum())
 
 # %% ../nbs/04_indices.ipynb #c029
 @patch
