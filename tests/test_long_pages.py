@@ -1,13 +1,13 @@
 """Pages of 600 to 1,100 words: a fact is found wherever on a sibling page it stands, and its passage comes first."""
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from test_indices import page, record
 from test_scale import Pixels
 
 from r3nb.core import rng
-from r3nb.indices import EvidenceIndex, TextEncoder, encode_queries, retrieve
+from r3nb.encoders import TextEncoder
+from r3nb.indices import EvidenceIndex, retrieve
 from r3nb.metrics import word_line
 
 N, K = 12, 3 # questions, pages found
