@@ -1092,6 +1092,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'r3nb.launch.launch': ('launch.html#launch', 'r3nb/launch.py'),
                              'r3nb.launch.main': ('launch.html#main', 'r3nb/launch.py'),
                              'r3nb.launch.option_words': ('launch.html#option_words', 'r3nb/launch.py'),
+                             'r3nb.launch.relay': ('launch.html#relay', 'r3nb/launch.py'),
                              'r3nb.launch.stop': ('launch.html#stop', 'r3nb/launch.py'),
                              'r3nb.launch.stop_at_eof': ('launch.html#stop_at_eof', 'r3nb/launch.py'),
                              'r3nb.launch.trainers': ('launch.html#trainers', 'r3nb/launch.py')},
