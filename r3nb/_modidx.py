@@ -349,6 +349,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.corrupt._hatch': ('corrupt.html#_hatch', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._kind_of': ('corrupt.html#_kind_of', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._noise_field': ('corrupt.html#_noise_field', 'r3nb/corrupt.py'),
+                              'r3nb.corrupt._reduced': ('corrupt.html#_reduced', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._runs': ('corrupt.html#_runs', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._same': ('corrupt.html#_same', 'r3nb/corrupt.py'),
                               'r3nb.corrupt._show_sample': ('corrupt.html#_show_sample', 'r3nb/corrupt.py'),
