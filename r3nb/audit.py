@@ -145,6 +145,8 @@ def search_block(
     found = [nearest_first(f, d.question) for f, d in zip(found, seen, strict=True)]
     return [dict(found=f, random=x, same=s, seen=d) for f, x, s, d in zip(found, chance, same, seen, strict=True)]
 
+
+# %% ../nbs/10_audit.ipynb #j014
 def judge(
     record, # a question
     hits: dict, # from `search_block`

@@ -89,10 +89,11 @@ def replace_folder(out_dir: str | Path): # the folder to create or replace
         if _state(check_target(out)) != before: raise ConfigError(f"{out_dir}: another run has finished an index here meanwhile; name another --out_dir")
         move_shards(out, new)
 
-# %% ../nbs/04_indices.ipynb #c012
+# %% ../nbs/04_indices.ipynb #p010
 CHANNELS = ("text", "image")
 FORMAT, WHOLE = 3, 2 # of the files, raised when they change; and of files without passages
 
+# %% ../nbs/04_indices.ipynb #c012
 class EvidenceIndex:
     "Documents, their vectors in two channels, and the rules for finding them."
     def __init__(self,
@@ -280,10 +281,9 @@ def build(cls: EvidenceIndex,
             plan, numbers = _planned(tmp, records, image_root, encoders, cheap, home, overwrite)
             encode_share(plan, plan / "share", encoders, batch_size, image_root)
             digests = join_parts(Parts(plan, [plan / "share"], batch_size), tmp)
-            extra = numbers | dict(image_root=relative(image_root, home), batch_size=batch_size, copies=copies) | of_passages(passage_tokens)
             shutil.rmtree(plan)
-            finish(tmp, digests, about_encoders(encoders, home), index_factory, extra, config or {"batch_size": batch_size},
-                   {Path(f).name: sha256_file(f) for f in inputs})
+            numbers |= dict(image_root=relative(image_root, home), batch_size=batch_size, copies=copies) | of_passages(passage_tokens)
+            finish(tmp, digests, about_encoders(encoders, home), index_factory, numbers, config or {"batch_size": batch_size}, {Path(f).name: sha256_file(f) for f in inputs})
     except _There: print(f"{out_dir}: this very index is there already, nothing to do")
     return cls.load(out_dir, encoders["text"], encoders["image"], image_root)
 
@@ -387,6 +387,8 @@ def grow(index: EvidenceIndex, records, tmp: Path, image_root: Path) -> tuple[di
     shutil.rmtree(work)
     return digests, len(store), store.blank
 
+
+# %% ../nbs/04_indices.ipynb #p027k
 def keep_passages(index: EvidenceIndex, keep: np.ndarray, tmp: Path) -> tuple[np.ndarray, dict]: # text rows, and digests
     "Write the files about passages with the rows `keep` only."
     rows, begin = index.passages.rows(keep)
@@ -468,6 +470,8 @@ class Evidence:
     def doc_id(self) -> str: return self.image_id
     def brief(self) -> dict: return dict(image_id=self.image_id, score=self.score, channel=self.channel, text=self.text)
 
+
+# %% ../nbs/04_indices.ipynb #p032k
 @patch
 def passages_of(self: EvidenceIndex, row: int, text: str, query: np.ndarray | None = None) -> tuple[Passage, ...]: # query: [d]
     "The passages of a page, the nearest to a text query first."
@@ -779,6 +783,8 @@ def stating_first(e: Evidence, answers: list[str]) -> Evidence:
     states = lambda p, weak: any(line in word_line(p.text) for line, w in lines.items() if w <= weak)
     return replace(e, passages=tuple(sorted(e.passages, key=lambda p: (not states(p, False), not states(p, True)))))
 
+
+# %% ../nbs/04_indices.ipynb #p055k
 @patch
 def pickable(self: EvidenceIndex,
     mode: str, # "random" or "oracle"
