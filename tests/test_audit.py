@@ -109,3 +109,21 @@ def test_command_line(world, capsys, tmp_path):
     assert e.value.code == 2 and "not an index" in capsys.readouterr().err
     got = subprocess.run([sys.executable, "-m", "r3nb.audit", "--help"], capture_output=True, text=True, timeout=200).stdout
     assert "pages of evidence per channel" in got and np.all([f"--{f}" in got for f in ("jsonl", "index_dir", "image_root", "out_dir", "top_k", "levels")])
+
+
+def test_passages_and_prompts_are_counted(world, tmp_path):
+    "A long page whose answer stands in its last passage; the prompt is written with a tokenizer alone."
+    from tiny import processor
+    processor().save_pretrained(tmp_path / "tok")
+    filler = "\n".join(f"line {k} says nothing of note" for k in range(60))
+    rows = [record(i, answers=[f"fact{i // 2}"], answer=f"fact{i // 2}", question="What is the fact?", pseudo_text=f"{filler}\npage{i}\nthe fact is fact{i // 2}") for i in range(4)]
+    index = EvidenceIndex.build(rows, world.root, tmp_path / "i", Words(), Pixels())
+    cfg = AuditConfig(world.files, tokenizer=str(tmp_path / "tok"), recall_at=[1])
+    *_, passages = measure(index, {"train": rows}, cfg)
+    by = {r["channel"]: r for r in passages}
+    assert list(by) == ["text", "image", "either"] and by["either"]["page"] == 1 and by["either"]["questions"] == 4
+    assert 0 < by["either"]["best passage"] <= by["either"]["best 3"] <= 1 and 0 <= by["either"]["prompt"] <= 1
+    short = [record(i, answers=[f"fact{i // 2}"], answer=f"fact{i // 2}", pseudo_text=f"page{i} says fact{i // 2}") for i in range(4)]
+    *_, passages = measure(EvidenceIndex.build(short, world.root, tmp_path / "s", Words(), Pixels()), {"train": short}, cfg)
+    assert all(r["page"] == r["best passage"] == r["best 3"] == r["prompt"] for r in passages)
+    assert not any("prompt" in r for r in measure(index, {"train": rows}, AuditConfig(world.files, recall_at=[1]))[2])
