@@ -14,6 +14,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -90,6 +91,17 @@ class TextEncoder:
 
     @property
     def dim(self) -> int: return self.model.get_embedding_dimension()
+
+    @cached_property
+    def tokenizer(self): return deepcopy(self.model.tokenizer)
+
+    @property
+    def limit(self) -> int | None: # tokens that it reads of a text; None if all
+        most = self.model.max_seq_length
+        return most and most - self.tokenizer.num_special_tokens_to_add()
+
+    def count(self, text: str) -> int: # tokens of a text, read or not
+        return len(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
     def encode(self, texts: list[str]) -> np.ndarray: # [n, d] float32, each row of length one
         "Embed a list of texts."
@@ -302,7 +314,7 @@ def about_encoders(encoders: dict, home: Path) -> dict: # channel -> encoder's p
 def identity(shard: dict) -> dict: # a row of `shard.json`
     "What shards of one index have in common."
     return {"set of records or pictures": shard["plan"], "number of shards": shard["num_shards"], "batch size": shard["batch_size"],
-            "text encoder": shard["text"]["fingerprint"], "image encoder": shard["image"]["fingerprint"]}
+            "text encoder": shard["text"]["fingerprint"], "image encoder": shard["image"]["fingerprint"], "passage size": shard.get("passage_tokens", 0)}
 
 # %% ../nbs/04_encoders.ipynb #f044
 def build_shard(
@@ -317,8 +329,10 @@ def build_shard(
 ) -> bool: # False if it was there already
     "Encode one shard of an index into `shard_<i>_of_<n>`."
     out, name = Path(out_dir), f"shard_{shard}_of_{num_shards}"
-    about = dict(shard=shard, num_shards=num_shards, batch_size=batch_size, plan=read_json(plan/"plan.json")["key"],
-                 image_root=relative(image_root, out.resolve()), **about_encoders(encoders, out.resolve()))
+    said, tokens = read_json(plan/"plan.json"), {}
+    if "cut" in said: tokens = dict(passage_tokens=said["cut"]["passage_tokens"])
+    about = dict(shard=shard, num_shards=num_shards, batch_size=batch_size, plan=said["key"], image_root=relative(image_root, out.resolve()),
+                 **tokens, **about_encoders(encoders, out.resolve()))
     if (out/name/"shard.json").is_file():
         other = [k for k, v in identity(read_json(out/name/"shard.json")).items() if v != identity(about)[k]]
         if not other: return False
