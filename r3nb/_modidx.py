@@ -1273,6 +1273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.model.R3Collator.shorten': ('model.html#r3collator.shorten', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.target': ('model.html#r3collator.target', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.words': ('model.html#r3collator.words', 'r3nb/model.py'),
+                            'r3nb.model.R3Collator.words_for': ('model.html#r3collator.words_for', 'r3nb/model.py'),
                             'r3nb.model.R3Config': ('model.html#r3config', 'r3nb/model.py'),
                             'r3nb.model.R3Config.__post_init__': ('model.html#r3config.__post_init__', 'r3nb/model.py'),
                             'r3nb.model.R3Config.channels': ('model.html#r3config.channels', 'r3nb/model.py'),

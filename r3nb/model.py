@@ -764,6 +764,19 @@ def count(self: R3Collator, text: str)->int: return len(self.tokenizer(text, add
 
 # %% ../nbs/05_model.ipynb #q067b
 @patch
+def words_for(self: R3Collator,
+    said: dict, # what is quoted of the page by now, as for `in_order`
+    texts: list[str], # its passages
+    at: int, # the place of another one
+    room: int # tokens for all that is quoted of the page
+)->tuple[str, int]: # of the passage what fits, tokens of the whole line
+    "As many words of a passage as a line has room for."
+    text, n = texts[at], 0
+    while text and (n := self.count(in_order(said | {at: text}, texts))) > room:
+        text = self.cut(text, self.count(text) - (n - room))[0].rpartition(" ")[0]
+    return text, n
+
+@patch
 def quote(self: R3Collator,
     pages: list[tuple], # of each its passages in reading order, and their places, best first
     budget: int # tokens for all of them together
@@ -774,10 +787,9 @@ def quote(self: R3Collator,
     for rank, i in sorted((rank, i) for i, (_, order) in enumerate(pages) for rank in range(len(order))):
         texts, at = pages[i][0], pages[i][1][rank]
         room = budget - sum(used) + used[i] # for all that is quoted of this page
-        if room <= used[i]: break
-        text, n = texts[at], self.count(in_order(said[i] | {at: texts[at]}, texts))
-        if n > room: text, n = self.cut(text, self.count(text) - (n - room))[0], room
+        text, n = self.cut(texts[at], room) if len(texts) == 1 else self.words_for(said[i], texts, at, room)
         if text: said[i][at], used[i] = text, n
+        if text != texts[at]: break # the budget is used
     return [in_order(s, texts) for s, (texts, _) in zip(said, pages, strict=True)], sum(used)
 
 # %% ../nbs/05_model.ipynb #q067e
