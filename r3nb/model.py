@@ -459,6 +459,7 @@ def make_examples(
 # %% ../nbs/05_model.ipynb #q056b
 def parts_of(page)->tuple[list[str], list[int]]: # its passages in reading order, and their places, best first
     "The passages of a page that was found."
+    if not page.passages: raise DataError(f"the page {page.image_id} comes without passages, so nothing of it can be quoted; take evidence from `EvidenceIndex.search`, or give `passages`")
     places = {p.at: i for i, p in enumerate(sorted(page.passages, key=lambda p: p.at))}
     texts = {places[p.at]: p.text for p in page.passages}
     return [texts[i] for i in range(len(texts))], [places[p.at] for p in page.passages]
