@@ -179,7 +179,7 @@ def claim(folder: str|Path, grid: Grid, overwrite: bool = False)->None: # overwr
 class EvidenceStore:
     "A finished cache, opened for a training."
     def __init__(self, folder: str|Path, index: EvidenceIndex, jsonl: str|Path, n: int, seed: int, top_k: int, channels: tuple, text_target: str, families: tuple|list = ()):
-        self.folder, self.index, path = Path(folder), index, Path(folder)/"evidence.json"
+        self.folder, self.index, self.channels, path = Path(folder), index, channels, Path(folder)/"evidence.json"
         if not path.is_file(): raise ConfigError(f"{folder} is not an evidence cache (no evidence.json); make it with r3nb_evidence and the options of this training")
         said = read_json(path)
         has = {"copies": Grid.copies} | said
@@ -211,5 +211,6 @@ def finding(self: EvidenceStore, record: int, level: int, variant: int, blank: b
     "The query vectors of a damaged record, and the pages that were found for it."
     rows = self.block(record // BLOCK)[record % BLOCK]
     by = {c: rows[len(self.grid.levels) if blank and c == "text" else level, variant] for c in CHANNELS}
-    pages = lambda j, c: [self.index.evidence(r, s, c) for r, s in zip(by[c]["row"][j], by[c]["score"][j], strict=True) if r >= 0]
+    text = np.array(by["text"]["text"]) if "text" in self.channels else None
+    pages = lambda j, c: [self.index.evidence(r, s, c, text) for r, s in zip(by[c]["row"][j], by[c]["score"][j], strict=True) if r >= 0]
     return {c: np.array(by[c][c]) for c in CHANNELS}, {c: pages(j, c) for j, c in enumerate(CHANNELS)}

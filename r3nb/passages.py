@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TOKEN', 'PIECE', 'SENTENCE', 'WHOLE', 'USUAL', 'WORD', 'SAME', 'WHOLE_PAGES', 'count_tokens', 'halves', 'cut_behind',
-           'pieces', 'next_cut', 'split', 'fit', 'words_of', 'alike', 'nearness', 'Cut', 'PassageTable']
+           'pieces', 'next_cut', 'split', 'fit', 'words_of', 'alike', 'rarity', 'held_pairs', 'nearness', 'Cut',
+           'PassageTable']
 
 # %% ../nbs/04_passages.ipynb #q003
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, log
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ def count_tokens(text: str) -> int:
 PIECE = re.compile(r"[^\s。！？；]+[。！？；]*|[。！？；]+") # a word, or a sentence where words are not set apart
 SENTENCE = re.compile(r"[.!?。！？；][\"'»”’)\]]*$")
 
-def halves(text: str, start: int, stop: int, most: float, measure: Callable) -> list[tuple[int, int]]:
+def halves(text: str, start: int, stop: int, most: float, measure: Callable) -> list[tuple[int, int, int]]: # start, end, tokens
     "Cut a span in the middle until no part measures more than `most`."
-    if stop - start < 2 or measure(text[start:stop]) <= most: return [(start, stop)]
+    n = measure(text[start:stop])
+    if stop - start < 2 or n <= most: return [(start, stop, n)]
     middle = (start + stop) // 2
     return halves(text, start, middle, most, measure) + halves(text, middle, stop, most, measure)
 
@@ -48,8 +50,8 @@ def pieces(
 ) -> list[tuple[int, int, int, int]]: # start, end, tokens, and how good a cut behind it is
     "The smallest parts of a text, in order."
     spans = [part for m in PIECE.finditer(text) for part in halves(text, *m.span(), most, measure)]
-    gaps = [text[a:b] for (_, a), (b, _) in pairwise(spans)] + ["\n\n"]
-    return [(a, b, measure(text[a:b]), cut_behind(text[a:b], gap)) for (a, b), gap in zip(spans, gaps, strict=True)]
+    gaps = [text[a[1]:b[0]] for a, b in pairwise(spans)] + ["\n\n"]
+    return [(a, b, n, cut_behind(text[a:b], gap)) for (a, b, n), gap in zip(spans, gaps, strict=True)]
 
 # %% ../nbs/04_passages.ipynb #q012
 WHOLE, USUAL = 1.3, 1.15 # a passage holds so many times the size at most, and one of several equal ones
@@ -72,12 +74,13 @@ def split(
 ) -> list[tuple[int, int]]: # start and end of each passage
     "Cut a text into passages: ends of lines preferred, then ends of sentences, then of words."
     if measure(text) <= WHOLE * size: return [(0, len(text))]
-    parts, spans = pieces(text, size / 4, measure), []
-    while parts:
-        ends = np.cumsum([p[2] for p in parts])
-        n = len(parts) if ends[-1] <= WHOLE * size else next_cut(ends, np.array([p[3] for p in parts]), size)
-        spans.append((parts[0][0], parts[n - 1][1]))
-        parts = parts[n:]
+    parts = np.array(pieces(text, size / 4, measure)).reshape(-1, 4)
+    ends, worth, spans, at = np.cumsum(parts[:, 2]), parts[:, 3], [], 0
+    while at < len(parts):
+        rest = ends[at:] - (ends[at - 1] if at else 0)
+        n = len(rest) if rest[-1] <= WHOLE * size else next_cut(rest, worth[at:], size)
+        spans.append((int(parts[at, 0]), int(parts[at + n - 1, 1])))
+        at += n
     return spans or [(0, len(text))]
 
 # %% ../nbs/04_passages.ipynb #q015
@@ -93,7 +96,7 @@ def fit(
         if measure(text[a:b]) <= limit: out.append((a, b))
         else:
             parts = split(text[a:b], limit / 2, measure)
-            parts = fit(text[a:b], parts, limit, measure) if len(parts) > 1 else halves(text[a:b], 0, b - a, limit, measure)
+            parts = fit(text[a:b], parts, limit, measure) if len(parts) > 1 else [h[:2] for h in halves(text[a:b], 0, b - a, limit, measure)]
             out += [(a + c, a + d) for c, d in parts]
     return out
 
@@ -105,6 +108,7 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 def words_of(text: str) -> list[str]:
     "The words of a text in lower case; pairs of characters where words are not set apart."
     found = WORD.findall(text.casefold())
+    if not _UNSPACED.search(text): return found
     pairs = lambda w: [w[i:i + 2] for i in range(max(1, len(w) - 1))] if _UNSPACED.search(w) else [w]
     return [p for w in found for p in pairs(w)]
 
@@ -114,20 +118,36 @@ def alike(asked: list[str], known: list[str]) -> np.ndarray: # [asked, known], 0
     exact = np.array([not w.isalpha() or len(w) < 4 for w in asked])
     return np.where(exact[:, None] & (table < 1), 0, table)
 
+def rarity(held: np.ndarray, passages: int) -> np.ndarray: # held: in how many passages each word stands
+    "What words count: rare ones much, those of every passage next to nothing."
+    return np.log1p((passages - held + .5) / (held + .5))
+
 # %% ../nbs/04_passages.ipynb #q020
+def held_pairs(
+    asked: list[int], # the words of the question, as rows of the table
+    told: list[int], # the words of a passage, as columns of the table
+    table: np.ndarray # [asked, known] from `alike`
+) -> set[tuple[int, int]]: # pairs of rows
+    "Which neighbouring words of the question stand side by side in a passage."
+    wanted, same = set(pairwise(asked)), {w: np.flatnonzero(table[:, w]).tolist() for w in np.flatnonzero(table.any(0)).tolist()}
+    both = ((same[v], same[w]) for v, w in pairwise(told) if v in same and w in same)
+    return {(a, b) for left, right in both for a in left for b in right if (a, b) in wanted}
+
 def nearness(
     question: str, # what is asked, perhaps damaged
     passages: list[str] # the passages to compare
 ) -> list[float]: # one number for each, from 0 to 1
-    "Say which passages hold the rarer words of a question."
-    asked, sets = list(dict.fromkeys(words_of(question))), [set(words_of(p)) for p in passages]
-    known = {w: i for i, w in enumerate(sorted(set().union(*sets)))}
+    "Say which passages hold the rarer words of a question, and hold them side by side."
+    words, told = words_of(question), [words_of(p) for p in passages]
+    asked, known = ({w: i for i, w in enumerate(dict.fromkeys(ws))} for ws in (words, [w for ws in told for w in ws]))
     if not asked or not known: return [0.] * len(passages)
-    table = alike(asked, list(known))
-    held = np.stack([table[:, [known[w] for w in s]].max(1) if s else np.zeros(len(asked)) for s in sets])
-    n, df = len(passages), (held > 0).sum(0)
-    weight = np.array([log(1 + (n - d + .5) / (d + .5)) for d in df])
-    return np.round(held @ weight / weight.sum(), 5).tolist()
+    table, rows = alike(list(asked), list(known)), [asked[w] for w in words]
+    columns = [[known[w] for w in ws] for ws in told]
+    held = np.stack([table[:, c].max(1) if c else np.zeros(len(asked)) for c in columns])
+    weight = rarity((held > 0).sum(0), len(passages))
+    worth = lambda pairs: sum(weight[a] + weight[b] for a, b in pairs)
+    side = np.array([worth(held_pairs(rows, c, table)) for c in columns])
+    return np.round((held @ weight + side) / (weight.sum() + worth(set(pairwise(rows)))), 5).tolist()
 
 # %% ../nbs/04_passages.ipynb #q025
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from r3nb.core import ConfigError, DataError, ImageError, IndexMismatchError, QA
 from r3nb.documents import PageStore, feed, shared_plan
 from r3nb.encoders import build_shard
 from r3nb.indices import CHANNELS, EvidenceIndex, IndexConfig, ImageEncoder, TextEncoder, main, merge_shards, my_shards
+from r3nb.passages import Cut
 
-N = 23
+N, PASSAGES = 23, 10 # documents; tokens of a passage, so that a third of the pages has several
 
 
 class Words:
@@ -52,7 +53,7 @@ def rows_of(n=N):
     out = []
     for i in range(n):
         for q in range(1 + i % 2):
-            text = f"the same words {'x' * 9}" if i % 5 == 4 else " ".join(f"word{i}" for _ in range(1 + i * 7 % 11))
+            text = f"the same words {'x' * 9}" if i % 5 == 4 else " ".join(f"word{i}" + "abc"[k % 3] * (i % 3) for k in range(1 + i * 7 % 11))
             out.append(record(i, q, pseudo_text=text, image_path=f"w/images/{i - i % 7 if i % 7 == 6 else i}.png"))
     return out
 
@@ -72,7 +73,8 @@ def fakes(): return {"text": Words(), "image": Pixels()}
 
 
 def shard(world, out, i, n, encoders=None, batch_size=3, jsonl=None, overwrite=False):
-    return build_shard(out, shared_plan(out, jsonl or world.jsonl, world.root), i, n, encoders or fakes(), batch_size, world.root, overwrite=overwrite)
+    e = encoders or fakes()
+    return build_shard(out, shared_plan(out, jsonl or world.jsonl, world.root, Cut(PASSAGES, e["text"])), i, n, e, batch_size, world.root, overwrite=overwrite)
 
 
 def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in ("manifest.json", ".plan.lock")}
@@ -80,7 +82,7 @@ def files(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p
 
 def fake_build(world, out, records=None, **kw):
     e = fakes()
-    return EvidenceIndex.build(world.jsonl if records is None else records, world.root, out, e["text"], e["image"], 3, **kw)
+    return EvidenceIndex.build(world.jsonl if records is None else records, world.root, out, e["text"], e["image"], 3, **{"passage_tokens": PASSAGES} | kw)
 
 
 # ---- shards
@@ -187,10 +189,11 @@ sys.path.insert(0, {tests!r})
 from test_scale import fakes
 from r3nb.documents import shared_plan
 from r3nb.encoders import build_shard
+from r3nb.passages import Cut
 e = fakes()
 fast = e["text"].encode
 e["text"].encode = lambda t: (time.sleep(.15), fast(t))[1]
-for i in range(3): build_shard({out!r}, shared_plan({out!r}, {jsonl!r}, {root!r}), i, 3, e, 3, {root!r})
+for i in range(3): build_shard({out!r}, shared_plan({out!r}, {jsonl!r}, {root!r}, Cut(10, e["text"])), i, 3, e, 3, {root!r})
 """
 
 
@@ -327,7 +330,8 @@ def test_adding_equals_a_fresh_build(world, tmp_path):
     e = fakes()
     grown = EvidenceIndex.load(tmp_path / "i", e["text"], e["image"]).add(rows_of())
     encoded = {t for call in e["text"].calls for t in call}
-    assert encoded == {r.pseudo_text for r in rows_of()} - {r.pseudo_text for r in rows_of()[:20]}
+    parts = lambda records: {r.pseudo_text[a:b] for r in records for a, b in Cut(PASSAGES)(r.pseudo_text)}
+    assert encoded == parts(rows_of()) - parts(rows_of()[:20]) and len(parts(rows_of())) > len({r.pseudo_text for r in rows_of()})
     fresh, now = files(tmp_path / "whole"), files(tmp_path / "i")
     assert now == fresh and grown.fingerprint == whole.fingerprint and len(half) < len(grown)
 
