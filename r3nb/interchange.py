@@ -344,12 +344,11 @@ def write_tasks(
 )->dict: # task: its group, headline metric and number of questions
     "Write all tasks into one folder, which appears when it is whole"
     check_tasks(cfg)
-    budgets, tasks = task_budgets(cfg), {}
-    cfg = replace(cfg, **budgets)
+    cfg, tasks = replace(cfg, **task_budgets(cfg)), {}
     facts = made_of(cfg)
     check = lambda: may_fill(cfg.out, "r3nb_tasks", facts, cfg.overwrite)
     if check(): return read_json(Path(cfg.out)/TASKS)
-    prompts = collated_prompts(cfg.model_name, cfg.prompt_suffix, **budgets) if cfg.model_name else partial(plain_prompts, max_pixels=cfg.max_pixels)
+    prompts = collated_prompts(cfg.model_name, cfg.prompt_suffix, **task_budgets(cfg)) if cfg.model_name else partial(plain_prompts, max_pixels=cfg.max_pixels)
     with atomic_dir(cfg.out, check) as out:
         for parts in (clean_parts,) * bool(cfg.jsonl) + (frozen_parts,) * bool(cfg.frozen):
             for part in parts(cfg):
