@@ -1289,6 +1289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.model.R3Collator.prompt': ('model.html#r3collator.prompt', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.quote': ('model.html#r3collator.quote', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.shorten': ('model.html#r3collator.shorten', 'r3nb/model.py'),
+                            'r3nb.model.R3Collator.spans': ('model.html#r3collator.spans', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.target': ('model.html#r3collator.target', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.words': ('model.html#r3collator.words', 'r3nb/model.py'),
                             'r3nb.model.R3Collator.words_for': ('model.html#r3collator.words_for', 'r3nb/model.py'),

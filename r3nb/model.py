@@ -753,15 +753,19 @@ class Written:
 def plain(self: R3Collator, text: str)->str: return one_line(self.special.sub(" ", text)) # without special tokens
 
 @patch
+def spans(self: R3Collator, text: str)->list: # start and end of each token
+    return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
+@patch
 def cut(self: R3Collator, text: str, budget: int)->tuple[str, int]: # the text that fits, tokens used
     "The first `budget` tokens of a text, special tokens blanked."
     text = self.plain(text)
     if not text or budget <= 0: return "", 0
-    spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    spans = self.spans(text)
     return (text, len(spans)) if len(spans) <= budget else (text[:spans[budget - 1][1]].rstrip(), budget)
 
 @patch
-def count(self: R3Collator, text: str)->int: return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+def count(self: R3Collator, text: str)->int: return len(self.spans(text)) # tokens
 
 # %% ../nbs/05_model.ipynb #q067b
 @patch
@@ -774,7 +778,8 @@ def words_for(self: R3Collator,
     "As many words of a passage as a line has room for."
     text, n = texts[at], 0
     while text and (n := self.count(in_order(said | {at: text}, texts))) > room:
-        text = self.cut(text, self.count(text) - (n - room))[0].rpartition(" ")[0]
+        short = self.cut(text, self.count(text) - (n - room))[0]
+        text = short if text[len(short):][:1].isspace() else short.rpartition(" ")[0] # whole words
     return text, n
 
 @patch
