@@ -1056,6 +1056,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'r3nb.indices.my_shards': ('indices.html#my_shards', 'r3nb/indices.py'),
                               'r3nb.indices.named': ('indices.html#named', 'r3nb/indices.py'),
                               'r3nb.indices.near_copies': ('indices.html#near_copies', 'r3nb/indices.py'),
+                              'r3nb.indices.nearest_first': ('indices.html#nearest_first', 'r3nb/indices.py'),
                               'r3nb.indices.no_control': ('indices.html#no_control', 'r3nb/indices.py'),
                               'r3nb.indices.of_passages': ('indices.html#of_passages', 'r3nb/indices.py'),
                               'r3nb.indices.open_encoders': ('indices.html#open_encoders', 'r3nb/indices.py'),

@@ -25,7 +25,7 @@ from .core import fingerprint, run_dir_fresh, settle, sha256_file
 from .corrupt import corrupt
 from .endpoint import open_collator
 from .figures import INK, STYLE, save
-from .indices import CHANNELS, EvidenceIndex, compare_pages, encode_queries, hash_bytes, leakage_audit, near_copies, record_facts
+from .indices import CHANNELS, EvidenceIndex, compare_pages, encode_queries, hash_bytes, leakage_audit, near_copies, nearest_first, record_facts
 from .metrics import answer_support
 from .model import Example, merge_channels, rank_pages
 
@@ -142,8 +142,11 @@ def search_block(
     same = index.search([r.question or " " for r in records], vectors["image"], top_k=depth)
     pick = lambda i, c: index.chosen("random", records[i], c, vectors[c][i], looks[i], cfg.top_k, cfg.seed, vectors["text"][i])
     chance = [{c: pick(i, c) for c in CHANNELS} for i in range(len(records))]
+    found = [nearest_first(f, d.question) for f, d in zip(found, seen, strict=True)]
     return [dict(found=f, random=x, same=s, seen=d) for f, x, s, d in zip(found, chance, same, seen, strict=True)]
 
+
+# %% ../nbs/10_audit.ipynb #j014
 def judge(
     record, # a question
     hits: dict, # from `search_block`

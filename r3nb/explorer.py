@@ -36,7 +36,7 @@ from .corrupt import IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt
 from .data import UnifyConfig, merge, unify
 from .encoders import image_hash
 from .eval import ABLATIONS, Case, EvalConfig, Readers, find_evidence, parse_mode
-from .indices import EvidenceIndex, IndexConfig, build_index, encode_queries
+from .indices import EvidenceIndex, IndexConfig, build_index, encode_queries, nearest_first
 from .mini import WorldConfig, backbone_dir, clip_dir, make_world
 from .model import ANY_SHAPE, R3Collator, fit_picture, make_examples
 from .ocr import OCRConfig, load_engine, run_ocr
@@ -215,7 +215,8 @@ def evidence(self:Explorer, case:Case, clean)->dict: # channel -> list of `Evide
     if case.record.sample_id in self.records: return find_evidence(self.index, [case], ["retrieved"], k)["retrieved"][0]
     vectors = encode_queries(self.index, [case.seen])
     case.own = vectors["image"][0]
-    return self.index.search(vectors["text"], vectors["image"], [{case.record.image_id}], [[Look(image_hash(clean), text=case.record.pseudo_text, image=clean)]], k)[0]
+    found = self.index.search(vectors["text"], vectors["image"], [{case.record.image_id}], [[Look(image_hash(clean), text=case.record.pseudo_text, image=clean)]], k)[0]
+    return nearest_first(found, case.seen.question)
 
 # %% ../nbs/14_explorer.ipynb #c023
 @patch

@@ -54,7 +54,7 @@ from .corrupt import corrupt, draw_families, own_digests, own_sources
 from .data import mixture_sampler, stratified_sample
 from .evidence import EvidenceStore, Grid, fill, keep_memory, one_thread
 from .hardware import check_hardware
-from .indices import EvidenceIndex, encode_queries, open_info
+from .indices import EvidenceIndex, encode_queries, nearest_first, open_info
 from .metrics import score, task_metric
 from .model import QueryMemo, R3Collator, R3Config, R3Model, check_weights, foresee, make_examples, resolve_backbone, to_device, weights_sha256
 from .room import Room, Weights, check_attention, check_room, held, memory, one_process, per_machine, read_device_map, trained_bytes, usual_dtype, weights_in
@@ -371,6 +371,7 @@ def examples(self: TrainSet, positions: list[int])->list:
     clean = [(im, r.pseudo_text, r.question) for r, im in zip(records, images, strict=True)]
     memo = QueryMemo()
     evidence = self.evidence(positions, records, images, damaged, memo)
+    if evidence is not None: evidence = [nearest_first(found, d.question) for found, d in zip(evidence, damaged, strict=True)]
     own = None if self.store is None else np.stack([self.finding(p, self.order[p])[0]["image"] for p in positions])
     return make_examples(self.index, list(records), list(damaged), self.config, evidence, own, clean=clean, cache=memo)
 

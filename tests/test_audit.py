@@ -47,7 +47,7 @@ def test_scores_of_ranks():
 
 def test_measures_agree_with_a_count_by_hand(world):
     cfg = AuditConfig(world.files, recall_at=[1, 11], top_k=11)
-    answers, recalls = measure(world.index, {"train": world.train, "val": world.val}, cfg)
+    answers, recalls, _ = measure(world.index, {"train": world.train, "val": world.val}, cfg)
     by = {(r["split"], r["group"]): r for r in answers}
     assert by["train", "all"]["own page"] == 1 and by["train", "all"]["either"] == 1  # all other pages are evidence, the sibling among them
     assert by["val", "all"]["questions"] == 4 and by["val", "all"]["either"] == .5 and by["val", "all"]["own page"] == 1
@@ -59,7 +59,7 @@ def test_measures_agree_with_a_count_by_hand(world):
 
 def test_the_same_page_is_found_by_question_and_picture(world):
     lone = [record(i, meta={}, question=world.train[i].pseudo_text, pseudo_text=world.train[i].pseudo_text) for i in range(4)]
-    _, recalls = measure(world.index, {"train": lone}, AuditConfig(world.files, recall_at=[1]))
+    _, recalls, _ = measure(world.index, {"train": lone}, AuditConfig(world.files, recall_at=[1]))
     assert [(r["target"], r["channel"], r["recall@1"], r["mrr"]) for r in recalls] == [("same page", "text", 1, 1), ("same page", "image", 1, 1)]
 
 
@@ -73,7 +73,7 @@ def test_near_copies_across_splits(world):
 
 def test_a_draw_is_seeded_and_covers_splits(world):
     cfg = AuditConfig(world.files, max_queries=3, recall_at=[1])
-    answers, _ = measure(world.index, {"train": world.train, "val": world.val}, cfg)
+    answers, _, _ = measure(world.index, {"train": world.train, "val": world.val}, cfg)
     assert [r["questions"] for r in answers if r["group"] == "all"] == [3, 3]
     assert [r.sample_id for r in draw_sample(world.train, 5, 1)] == [r.sample_id for r in draw_sample(world.train[::-1], 5, 1)]
     assert draw_sample(world.train, 5, 1) != draw_sample(world.train, 5, 2)
@@ -86,7 +86,7 @@ def test_files_and_faults(world, tmp_path, monkeypatch):
     result = run_audit(cfg)
     saved, text = read_json(tmp_path / "audit/audit.json"), (tmp_path / "audit/audit.md").read_text()
     assert saved["near copies"] == result["near copies"] and saved["held"][0]["other_id"] == "w/15" and saved["held_pairs"] == 1 and "(1 pairs)" in text and {r["level"] for r in saved["answers"]} == {0, .5}
-    assert saved["leaks"][1]["near_duplicate"] == 1 and text.count("## ") == 6 and "| val |" in text
+    assert saved["leaks"][1]["near_duplicate"] == 1 and text.count("## ") == 7 and "| val |" in text
     assert Image.open(tmp_path / "audit/audit.png").size[0] > 500 and (tmp_path / "audit/audit.pdf").stat().st_size > 1000
     first = (tmp_path / "audit/audit.json").read_bytes()
     run_audit(cfg)
@@ -100,7 +100,7 @@ def test_files_and_faults(world, tmp_path, monkeypatch):
 
 def test_questions_without_references_are_searched_but_not_judged(world):
     rows = [record(0, 5, answers=[""], answer="")]
-    answers, recalls = measure(world.index, {"test": rows}, AuditConfig(world.files, recall_at=[1]))
+    answers, recalls, _ = measure(world.index, {"test": rows}, AuditConfig(world.files, recall_at=[1]))
     assert answers == [] and recalls[0]["questions"] == 1
 
 
