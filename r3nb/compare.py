@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from .core import ConfigError, DataError, check_out, console, nearest, parse_cli, put_json, read_json, read_jsonl, sha256_file, sha256_text, write_json, write_jsonl
+from .core import OMITTED, ConfigError, DataError, check_out, console, nearest, parse_cli, put_json, read_json, read_jsonl, sha256_file, sha256_text, write_json, write_jsonl
 from .data import markdown_table
 from .metrics import (NO_ANSWER, VERDICTS, calibration, detectable_difference, holm, paired_bootstrap, rank_correlation, resample, score, spread,
                           stands_in, verdict, word_line)
@@ -56,7 +56,8 @@ def shown_lines(
 )->list|None: # (page, `word_line` of a text) for own text and passages; None where the row does not say
     "What a model was shown as text"
     if not (shown := r.get("shown")): return None
-    return [(r["image_id"], word_line(shown["text"])), *((p["image_id"], word_line(p["text"])) for p in shown["passages"])]
+    texts = (r["image_id"], shown["text"]), *((p["image_id"], p["text"]) for p in shown["passages"])
+    return [(page, word_line(part)) for page, text in texts for part in text.split(OMITTED)]
 
 def text_measures(
     r:dict, # a line of a predictions file

@@ -267,7 +267,7 @@ def prompt(self:Endpoint,
 )->tuple[str, Image.Image, dict]: # the user's turn, the picture that goes with it, and for the row what was shown and cut
     "What a local model would read and see in this mode"
     import torch
-    from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages, shown_to
+    from r3nb.model import CHANNELS, Example, fit_picture, merge_channels, rank_pages
     c = self.collator
     config = replace(self.config, **self.flags(mode))
     image = fit_picture(case.seen.image, c.manner, config.max_pixels)
@@ -277,7 +277,7 @@ def prompt(self:Endpoint,
         example, by = Example(case.record, case.seen, pages, scores, {}, None), torch.from_numpy(scores)[:, None]
         weights = rank_pages({f"{k}_{n}": v for n, s in zip(CHANNELS, by, strict=True) for k, v in (("score", s.nan_to_num()), ("in", ~s.isnan()))}, c.config)
         made = c.fitted([example], weights, [image], None)[1][0] if self.whole else replace(c.prompt(example, weights[0]), image=image)
-        return made.turn, made.image, {"shown": shown_to(made.turn, made.quoted), "cut": c.cuts(case.seen.image, made)}
+        return made.turn, made.image, {"shown": made.shown, "cut": c.cuts(case.seen.image, made)}
 
 # %% ../nbs/08_endpoint.ipynb #c035
 @patch

@@ -115,10 +115,10 @@ BUDGETS = ("own_tokens", "evidence_tokens", "max_tokens", "max_pixels")
 @dataclass
 class BudgetOptions:
     "How much of a page and of its evidence a prompt holds: as the checkpoint was trained, unless given"
-    own_tokens: int|None = None # tokens of the page's own text; 256 without a checkpoint
-    evidence_tokens: int|None = None # tokens of all evidence text together; 384 without a checkpoint
-    max_tokens: int|None = None # tokens of the whole prompt, those of the picture included; 4096 without a checkpoint
-    max_pixels: int|None = None # largest picture that the model sees, larger ones are scaled down; 2097152 without a checkpoint, 0 for no limit
+    own_tokens: int|None = None # tokens of the page's own text; without a checkpoint as r3nb_train's default
+    evidence_tokens: int|None = None # tokens of all evidence text together; without a checkpoint as r3nb_train's default
+    max_tokens: int|None = None # tokens of the whole prompt, those of the picture included; without a checkpoint as r3nb_train's default
+    max_pixels: int|None = None # largest picture that the model sees, larger ones are scaled down, 0 for no limit; without a checkpoint as r3nb_train's default
 
 # %% ../nbs/08_eval.ipynb #g012
 @dataclass
@@ -364,7 +364,7 @@ class Answer:
     prompt: str # the user's turn that led to it
     gates: list|None = None # weights of text evidence, image evidence and the page itself
     confidence: list|None = None # estimated confidence in image and text
-    shown: dict|None = None # own text and passages as they stood in the prompt, from `shown_to`; None where that is not known
+    shown: dict|None = None # own text and passages as they stood in the prompt, from `Written`; None where that is not known
     cut: list = field(default_factory=list) # what was not shown whole: `text`, `evidence`; of the picture `scaled`, `shrunk`
 
 def flags_of(

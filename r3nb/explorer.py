@@ -123,7 +123,7 @@ class Explored:
         "All of it, in the order of the story"
         last = list(self.answers.values())[-1]
         return (show_sample(self.record, self.clean, self.seen, estimate=self.estimate, confidence=last.confidence) + show_answer(self.record, self.answers)
-                + show_evidence(self.found, self.image_root, self.record.answers, last.prompt))
+                + show_evidence(self.found, self.image_root, self.record.answers, last.shown))
 
     def _repr_html_(self): return self.view()._repr_html_()
 

@@ -6,7 +6,7 @@
 __all__ = ['PROMPTS', 'KINDS', 'TEXTS', 'SCORES', 'KEYS', 'NAME', 'TASKS', 'READ_ME', 'picture_bytes', 'Shown', 'shown',
            'open_picture', 'png_bytes', 'plain_prompts', 'collated_prompts', 'features', 'to_row', 'write_rows',
            'Function', 'write_yaml', 'TasksConfig', 'task_name', 'task_file', 'clean_parts', 'thawed', 'frozen_parts',
-           'write_part', 'write_groups', 'check_tasks', 'made_of', 'write_tasks', 'main']
+           'write_part', 'write_groups', 'task_budgets', 'check_tasks', 'made_of', 'write_tasks', 'main']
 
 # %% ../nbs/13_interchange.ipynb #c003
 import io
@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from .core import (ConfigError, DataError, QARecord, atomic_dir, code_dir, conso
                        resolve_image, write_manifest)
 from .core import may_fill, sha256_file, write_json, write_note
 from .data import registered
-from .eval import MODES, EvalConfig, eval_records, flags_of, parse_mode
+from .eval import MODES, EvalConfig, budgets_of, eval_records, flags_of, parse_mode
 from .frozen import verify
 from .metrics import task_metric
 
@@ -89,7 +89,7 @@ def png_bytes(image)->bytes:
 def plain_prompts(
     s:Shown, # a question
     modes=tuple(PROMPTS), # `base`, `base+text`
-    max_pixels:int=2_097_152, # largest picture, 0 for no limit
+    max_pixels:int=0, # largest picture, 0 for no limit
 )->dict: # prompt by column, and the picture where it is scaled
     "The prompts of a question, with all of the page's text"
     from r3nb.model import ANY_SHAPE, build_prompt, fit_picture
@@ -184,9 +184,9 @@ class TasksConfig:
     name: str = "r3nb" # how the names of all tasks begin
     text: bool = False # write a second task for each, whose prompt shows the page's own text, as in mode base+text
     model_name: str = "" # folder or hub name of the backbone that long text is cut for, as r3nb_eval cuts it; empty leaves text whole
-    own_tokens: int = 256 # tokens of the page's own text in a prompt that is cut for a model
-    max_tokens: int = 4096 # tokens of such a prompt, those of the picture included
-    max_pixels: int = 2_097_152 # largest picture, larger ones are scaled down as r3nb_eval does; 0 for no limit
+    own_tokens: int|None = None # tokens of the page's own text in a prompt that is cut for a model; empty: as r3nb_train's default
+    max_tokens: int|None = None # tokens of such a prompt, those of the picture included; empty: as r3nb_train's default
+    max_pixels: int|None = None # largest picture, larger ones are scaled down as r3nb_eval does; 0 for no limit; empty: as r3nb_train's default
     prompt_suffix: str = "" # appended to every question
     max_new_tokens: int = 16 # longest answer, in tokens
     dataset_prefixes: list[str] = field(default_factory=list) # keep these datasets only; empty keeps all
@@ -314,15 +314,21 @@ Any model class will do that takes pictures. `huggingface` adds nothing to the p
 {table}
 """
 
+def task_budgets(
+    cfg:TasksConfig, # options
+)->dict[str, int]: # own_tokens, max_tokens and max_pixels
+    "The budgets of a prompt: what is given, and else what r3nb_eval takes without a checkpoint"
+    given = {k: getattr(cfg, k) for k in ("own_tokens", "max_tokens", "max_pixels")}
+    return {k: v for k, v in budgets_of(EvalConfig(**given)).items() if k in given}
+
 def check_tasks(
     cfg:TasksConfig, # options
 )->None:
     "Refuse options that cannot work, before any long work"
-    from r3nb.model import R3Config
     if not cfg.jsonl and not cfg.frozen: raise ConfigError("nothing to write; name a file with --jsonl and --image_root, a frozen set with --frozen, or both")
     if cfg.jsonl and not cfg.image_root: raise ConfigError("image_root is needed with jsonl; add --image_root")
     if not re.fullmatch(NAME, cfg.name): raise ConfigError(f"name {cfg.name!r} cannot begin the name of a task; use letters, digits, '_', '-' and '.'")
-    R3Config(own_tokens=cfg.own_tokens, max_tokens=cfg.max_tokens, max_pixels=cfg.max_pixels) # refuses what is out of range
+    task_budgets(cfg) # refuses what is out of range
     if cfg.max_new_tokens < 1: raise ConfigError(f"max_new_tokens is {cfg.max_new_tokens}, expected 1 or more")
 
 def made_of(
@@ -338,11 +344,11 @@ def write_tasks(
 )->dict: # task: its group, headline metric and number of questions
     "Write all tasks into one folder, which appears when it is whole"
     check_tasks(cfg)
+    cfg, tasks = replace(cfg, **task_budgets(cfg)), {}
     facts = made_of(cfg)
     check = lambda: may_fill(cfg.out, "r3nb_tasks", facts, cfg.overwrite)
     if check(): return read_json(Path(cfg.out)/TASKS)
-    budgets, tasks = {"own_tokens": cfg.own_tokens, "max_tokens": cfg.max_tokens, "max_pixels": cfg.max_pixels}, {}
-    prompts = collated_prompts(cfg.model_name, cfg.prompt_suffix, **budgets) if cfg.model_name else partial(plain_prompts, max_pixels=cfg.max_pixels)
+    prompts = collated_prompts(cfg.model_name, cfg.prompt_suffix, **task_budgets(cfg)) if cfg.model_name else partial(plain_prompts, max_pixels=cfg.max_pixels)
     with atomic_dir(cfg.out, check) as out:
         for parts in (clean_parts,) * bool(cfg.jsonl) + (frozen_parts,) * bool(cfg.frozen):
             for part in parts(cfg):
@@ -363,7 +369,7 @@ def main(argv=None):
     "Console script `r3nb_tasks`"
     cfg = parse_cli(TasksConfig, argv, "r3nb_tasks")
     for name, t in write_tasks(cfg).items(): print(f"{name}: {t['n']} questions, scored by {t['metric']}")
-    if cfg.text and not cfg.model_name: print(f"own text is whole in every prompt; r3nb_eval cuts it at {cfg.own_tokens} tokens: name the model with --model_name for its prompts")
+    if cfg.text and not cfg.model_name: print(f"own text is whole in every prompt; r3nb_eval cuts it at {task_budgets(cfg)['own_tokens']} tokens: name the model with --model_name for its prompts")
 
 # %% ../nbs/13_interchange.ipynb #c050
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -48,8 +48,8 @@ class PlanConfig:
     "Say which ways of training a backbone fit on a fleet of GPUs, and with which command."
     model_name: str # folder of a model, its config.json, or a model id
     gpus: str = "8xV100-32GB" # fleet: COUNTxKIND-MEMORY, for several machines NODESxCOUNTxKIND-MEMORY
-    max_tokens: int = 4096 # tokens of a sample, those of the picture included
-    max_pixels: int = 2_097_152 # largest picture that the backbone sees, 0 for no limit
+    max_tokens: int = R3Config.max_tokens # tokens of a sample, those of the picture included
+    max_pixels: int = R3Config.max_pixels # largest picture that the backbone sees, 0 for no limit
     image_tokens: int|None = None # how many tokens a picture has; None works it out from max_pixels
     answer_tokens: int = 32 # how many have logits and a loss
     batch_size: int = 1 # samples per forward pass and GPU

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CSS', 'GATES', 'esc', 'View', 'data_uri', 'picture', 'heat', 'figure', 'changes', 'marked', 'bar', 'gate_bars',
-           'clean_image', 'maps', 'show_sample', 'quoted', 'card', 'show_evidence', 'score_of', 'answer_rows',
-           'show_answer', 'meanings', 'cell', 'dataclass_view', 'show_options', 'results_rows', 'show_results']
+           'clean_image', 'maps', 'show_sample', 'card', 'show_evidence', 'score_of', 'answer_rows', 'show_answer',
+           'meanings', 'cell', 'dataclass_view', 'show_options', 'results_rows', 'show_results']
 
 # %% ../nbs/14_show.ipynb #c002
 import base64
@@ -32,7 +32,7 @@ from .frozen import FreezeConfig
 from .indices import CHANNELS, Evidence, IndexConfig
 from .metrics import score
 from .mini import PretrainConfig, WorldConfig
-from .model import PLACEHOLDERS, CheckConfig, R3Config, one_line, supports
+from .model import CheckConfig, R3Config, gist, supports
 from .ocr import OCRConfig
 
 # %% ../nbs/14_show.ipynb #c005
@@ -159,35 +159,32 @@ def show_sample(
     return View(body, f"{asked}\n  λ = {seen.level:g} ({what}); image {seen.c_vis:.2f}, text {seen.c_text:.2f}\n  {seen.pseudo_text}")
 
 # %% ../nbs/14_show.ipynb #c021
-def quoted(
+def card(
     e:Evidence, # a page that was found
-    prompt:str, # a prompt, or empty
-)->bool:
-    "Does the prompt quote this page?"
-    for p in PLACEHOLDERS: prompt = prompt.replace(p, "")
-    lines = [l.removeprefix("Evidence: ") for l in prompt.splitlines() if l.startswith("Evidence: ")]
-    return any(l and one_line(e.text).startswith(l) for l in lines)
-
-def card(e:Evidence, image, references:list[str], prompt:str)->str: # HTML
+    image, # its picture, or None
+    references:list[str], # accepted answers
+    shown:dict|None, # what a prompt showed, or None
+)->str: # HTML
     "One page that was found"
+    said = next((p["text"] for p in shown["passages"] if p["image_id"] == e.image_id), "") if shown else ""
     tags = ['<span class="tag">✓ states the answer</span>'] if supports(e.text, references) else []
-    if prompt: tags.append('<span class="tag">read by the model</span>' if quoted(e, prompt) else '<span class="tag">not read</span>')
+    if shown: tags.append(f'<span class="tag">{"read by the model" if said else "not read"}</span>')
     pic = "" if image is None else picture(image, f"evidence page {e.image_id}", 150)
-    return f'<div class="card">{pic}<b>{e.score:.2f}</b> {esc(e.image_id)}<br>{"".join(tags)}<div style="overflow-wrap:anywhere">{esc(e.text[:300])}</div></div>'
+    return f'<div class="card">{pic}<b>{e.score:.2f}</b> {esc(e.image_id)}<br>{"".join(tags)}<div style="overflow-wrap:anywhere">{esc((said or gist(e))[:300])}</div></div>'
 
 # %% ../nbs/14_show.ipynb #c022
 def show_evidence(
     found:dict, # channel -> list of `Evidence`, as `retrieve` returns for a record
     image_root=None, # folder of the pictures; None shows texts only
     references:Iterable[str]=(), # accepted answers, to mark the pages that state one
-    prompt:str="", # a prompt, to mark the pages that it quotes
+    shown:dict|None=None, # what a prompt showed (`Answer.shown`), to mark the pages that it quotes
 )->View:
     "The pages that were found, by channel"
     references, body, text = list(references), "", []
     for c in CHANNELS:
         pages = found.get(c) or []
         image = lambda e: None if image_root is None else open_image(resolve_image(image_root, e.image_path))
-        cards = "".join(card(e, image(e), references, prompt) for e in pages) or "<em>none</em>"
+        cards = "".join(card(e, image(e), references, shown) for e in pages) or "<em>none</em>"
         body += f'<h4>Found by {c}</h4><div class="row">{cards}</div>'
         text += [f"found by {c}:", *(f"  {e.score:.2f} {e.image_id}: {e.text[:80]}" for e in pages)]
     return View(body, "\n".join(text))

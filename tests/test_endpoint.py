@@ -355,13 +355,13 @@ def test_budgets_with_a_tokenizer_only_and_with_nothing(world, tmp_path):
     rows = [replace(r, pseudo_text=" ".join(f"{r.pseudo_text} item{i}" for i in range(60))) for r in world.records]
     write_jsonl(tmp_path/"val.jsonl", rows)
     for name, tokenizer in (("whole", str(world.backbone)), ("tokens", str(tmp_path/"tok")), ("pieces", "")):
-        with Chat() as server: sweep(config(world, server.url, tmp_path/name, val_jsonl=str(tmp_path/"val.jsonl"), eval_mode=["base+text", "rag"], clean_only=True, tokenizer=tokenizer))
+        with Chat() as server: sweep(config(world, server.url, tmp_path/name, val_jsonl=str(tmp_path/"val.jsonl"), eval_mode=["base+text", "rag"], clean_only=True, tokenizer=tokenizer, own_tokens=256))
         prompts[name] = sorted(a.prompt for a in server.log)
         assert read_json(tmp_path/name/"endpoint.json")["budgets"] == COUNTED[{"whole": True, "tokens": False, "pieces": None}[name]]
     assert prompts["whole"] == prompts["tokens"] != prompts["pieces"]
     for p in prompts["pieces"]:
         own = re.search(r"^Text: (.*)$", p, re.M)[1]
-        assert len(Pieces()(own)["offset_mapping"]) == 256
+        assert 240 < len(Pieces()(own)["offset_mapping"]) <= 256 # whole words
 
 
 def test_no_weights_are_opened(world, tmp_path, monkeypatch):

@@ -15,12 +15,12 @@ from r3nb.core import ConfigError, DataError, WorkerError, open_image, read_json
 from r3nb.corrupt import IMAGE_FAMILIES, corrupt
 from r3nb.eval import Answer, Case, parse_mode
 from r3nb.explorer import Ask, Explorer, Latest, Panel, demo_dir, demo_world, sentence, shipped_dir
-from r3nb.indices import Evidence
+from r3nb.indices import Evidence, Passage
 from r3nb.metrics import score
 from r3nb.mini import backbone_dir
-from r3nb.model import PLACEHOLDERS, R3Config, weights_sha256
+from r3nb.model import R3Config, weights_sha256
 from r3nb.own import ask_pages, page_records, pdf_pages
-from r3nb.show import changes, dataclass_view, marked, quoted, show_answer, show_evidence, show_sample
+from r3nb.show import changes, dataclass_view, marked, show_answer, show_evidence, show_sample
 
 NASTY = "\"><img src=x onerror=alert(1)><script>alert('x')</script>&<b>"
 
@@ -266,10 +266,10 @@ def test_failed_sample_world_says_why(tmp_path, monkeypatch):
 def test_views_run_nothing_that_a_document_says(record):
     bad = replace(record, sample_id=NASTY, image_id=NASTY, question=NASTY, answer=NASTY, answers=[NASTY], pseudo_text=f"{NASTY} a", meta={NASTY: NASTY})
     image = Image.new("RGB", (64, 64), "white")
-    found = {"text": [Evidence(NASTY, NASTY, NASTY, .5, "text", 0)], "image": []}
+    found = {"text": [Evidence(NASTY, NASTY, NASTY, .5, "text", 0, (Passage(NASTY, .5, 0, 0),))], "image": []}
     answer = Answer(NASTY, NASTY, [.2, .3, .5], [.1, .2])
     seen = corrupt(bad, image, .5)
-    views = [show_sample(bad, image), show_sample(bad, image, seen), show_evidence(found, None, [NASTY], NASTY), show_answer(bad, {NASTY: answer}),
+    views = [show_sample(bad, image), show_sample(bad, image, seen), show_evidence(found, None, [NASTY], {"text": NASTY, "passages": [{"image_id": NASTY, "channel": "text", "text": NASTY}]}), show_answer(bad, {NASTY: answer}),
              bad, seen, answer, found["text"][0], Case(bad, .5, 0, seen), dataclass_view(bad), R3Config(suffix=NASTY)]
     for v in views: harmless(v)
 
@@ -282,10 +282,12 @@ def test_changes_of_a_text(a, b, kinds):
     assert marked("", "") == "<em>no text</em>"
 
 
-def test_quoted_pages(record):
-    e = Evidence("p", "p.png", "Sales 12\n Visits 9", .5, "text", 0)
-    assert quoted(e, f"{''.join(PLACEHOLDERS)}Evidence: Sales 12 Visits 9\nQuestion: y") # an own page without any text
-    assert quoted(e, "Text: x\nEvidence: Sales 12 Visits\nQuestion: y") and not quoted(e, "Evidence: \nQuestion: Sales 12") and not quoted(e, "")
+def test_a_card_shows_what_was_read():
+    page = lambda name: Evidence(name, name, "Sales 12 Visits 9", .5, "text", 0, (Passage("Visits 9", .5, 1, 1), Passage("Sales 12", .4, 0, 0)))
+    found, shown = {"text": [page("p"), page("q")]}, {"text": "", "passages": [{"image_id": "q", "channel": "text", "text": "Visits 9"}]}
+    first, second = (h.split("</div>")[0] for h in show_evidence(found, None, [], shown).body.split('<div class="card">')[1:])
+    assert "not read" in first and "Sales 12 Visits 9" in first and "read by the model" in second and second.endswith("Visits 9") and "Sales" not in second
+    assert "read by" not in show_evidence(found).body and "not read" not in show_evidence(found).body
 
 
 # ---- documents of one's own

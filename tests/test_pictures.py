@@ -291,7 +291,7 @@ def test_all_modes_see_the_same_and_the_result_says_what(world, backbone, tmp_pa
     summary = evaluate(evaluation(world, backbone, tmp_path / "out"))
     err = capsys.readouterr().err
     assert "note: 3 of 6 pictures have more than 70,000 pixels" in err and "6 lose a part of their own text (own_tokens 40)" not in err and "as given" not in err
-    assert {k: summary["settings"][k] for k in BUDGETS} == {"own_tokens": 40, "evidence_tokens": 384, "max_tokens": 4096, "max_pixels": LIMIT}
+    assert {k: summary["settings"][k] for k in BUDGETS} == {"own_tokens": 40, "evidence_tokens": R3Config.evidence_tokens, "max_tokens": R3Config.max_tokens, "max_pixels": LIMIT}
     rows = rows_of(tmp_path / "out")
     assert {(r["mode"], r["sample_id"]): r["cut"] for r in rows if r["level"] == 0} == {(k, f"demo_train_{i}"): ["scaled"] * (i % 2) for k in ("base+text", "lora") for i in range(6)}
     assert all(w * h <= LIMIT for w, h in {Image.open(world / "raw" / f"demo/{i}.png").size for i in range(0, 6, 2)})

@@ -166,7 +166,7 @@ def test_rows_add_up_and_commands_are_training_s(big):
         assert all(w[2:].removeprefix("no_") in known for w in words if w.startswith("--"))
         if "--fp16" not in words: continue # the same words but for the flags that differ
         cfg = training_options(tuple(words))
-        assert (cfg.model_name, cfg.use_lora, cfg.load_in_4bit, cfg.max_tokens, cfg.grad_accum) == (BIG, r["method"] != "full", r["method"] == "QLoRA", 4096, 4)
+        assert (cfg.model_name, cfg.use_lora, cfg.load_in_4bit, cfg.max_tokens, cfg.grad_accum) == (BIG, r["method"] != "full", r["method"] == "QLoRA", R3Config.max_tokens, 4)
         assert (cfg.lora_r, cfg.bottleneck) == (8 if r["method"] == "full" else 16, 512) and cfg.fp16 != cfg.bf16
 
 

@@ -1,7 +1,6 @@
 """What a model was shown, and what is counted on it: support, ESAR and hallucination; controls that some or all questions cannot have."""
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from r3nb.core import ConfigError, DataError, read_jsonl, write_jsonl
 from r3nb.eval import Answer, EvalConfig, evaluate, main
 from r3nb.indices import EvidenceIndex, can_form, retrieve
 from r3nb.metrics import NO_ANSWER, VERDICTS, answer_support, hallucinated, score, supported, verdict, weak, word_line
-from r3nb.model import R3Collator, R3Config, R3Model, build_prompt, make_examples, shown_to
+from r3nb.model import R3Collator, R3Config, R3Model, build_prompt, make_examples
 
 # ---- what stands in a text
 
@@ -46,17 +45,6 @@ def test_weak_answers(): assert [a for a in ("Yes", "no", "7", "$42", "A", "100"
 
 
 # ---- what was shown
-
-class Mark(SimpleNamespace): pass
-
-
-@pytest.mark.parametrize("own, passages, n_soft, suffix", [("", [], (0, 0, 0), ""), ("a b", [], (2, 0, 1), " Answer:\nText: x\nEvidence: y"), ("", ["p", "q"], (4, 4, 2), ""),
-                                                           ("Evidence: x Question: y", ["Question: z", "Text: t", "Evidence: u"], (1, 1, 1), "\nEvidence: no"), ("Text: Text: a", ["北京"], (0, 1, 0), "")])
-def test_a_prompt_says_what_it_shows(own, passages, n_soft, suffix):
-    pages = [Mark(image_id=f"p{i}", channel="image") for i in range(len(passages))]
-    turn = build_prompt("Evidence: or not?", own, passages, n_soft, suffix)
-    assert shown_to(turn, pages) == {"text": own, "passages": [{"image_id": p.image_id, "channel": "image", "text": t} for p, t in zip(pages, passages, strict=True)]}
-
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):

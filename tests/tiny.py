@@ -102,7 +102,7 @@ def found(i, n=8, k=2):
     "Made-up evidence for record i: per channel k other records, as `r3nb.indices.retrieve` returns it."
     rows = records(n)
     item = lambda j, c: SimpleNamespace(image_id=rows[j].image_id, image_path=rows[j].image_path, text=rows[j].pseudo_text, score=.9 - .1 * ((j - i) % n),
-                                        channel=c, row=j)
+                                        channel=c, row=j, passages=(SimpleNamespace(text=rows[j].pseudo_text, score=.9 - .1 * ((j - i) % n), at=0, row=j),))
     return {"text": [item((i + s) % n, "text") for s in range(1, k + 1)], "image": [item((i + s) % n, "image") for s in range(2, k + 2)]}
 
 
