@@ -1390,6 +1390,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'r3nb.ocr.RapidOCREngine.in_windows': ('ocr.html#rapidocrengine.in_windows', 'r3nb/ocr.py'),
                           'r3nb.ocr.RapidOCREngine.look': ('ocr.html#rapidocrengine.look', 'r3nb/ocr.py'),
                           'r3nb.ocr.RapidOCREngine.read': ('ocr.html#rapidocrengine.read', 'r3nb/ocr.py'),
+                          'r3nb.ocr.RapidOCREngine.readable': ('ocr.html#rapidocrengine.readable', 'r3nb/ocr.py'),
                           'r3nb.ocr.RapidOCREngine.recognise': ('ocr.html#rapidocrengine.recognise', 'r3nb/ocr.py'),
                           'r3nb.ocr.RapidOCREngine.regions': ('ocr.html#rapidocrengine.regions', 'r3nb/ocr.py'),
                           'r3nb.ocr.RapidOCREngine.scale_of': ('ocr.html#rapidocrengine.scale_of', 'r3nb/ocr.py'),
