@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONG', 'BAND', 'MOST', 'SURE', 'NARROW', 'QUICK', 'LETTER', 'SMALL', 'FEW', 'MISSED', 'WIDE', 'SAMPLE', 'PIECE',
-           'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'rows_of', 'reading_order', 'split_region', 'assemble',
-           'columns_of', 'windows', 'cuda_params', 'switch', 'RapidOCREngine', 'letters', 'covered', 'sides',
+           'IMAGE_ENDINGS', 'OCRResult', 'OCREngine', 'rows_of', 'reading_order', 'columns_of', 'split_region',
+           'assemble', 'windows', 'cuda_params', 'switch', 'RapidOCREngine', 'letters', 'covered', 'sides',
            'turned_back', 'engine_kwargs', 'load_engine', 'engine_label', 'OCRConfig', 'pages_folder', 'files_below',
            'find_images', 'passed_over', 'several_pages', 'journal_path', 'mend_journal', 'open_journal', 'read_image',
            'shard_of', 'own_shard', 'shard_path', 'Place', 'known_readings', 'kept_readings', 'cache_rows', 'Bad',
@@ -71,6 +71,36 @@ def reading_order(
     "Order boxes in rows from top to bottom, and from left to right within a row"
     return [i for row in rows_of(boxes) for i in row]
 
+# %% ../nbs/02_ocr.ipynb #k019
+def _gutter(b:np.ndarray, height:float)->float|None: # [n, 4] boxes, height of a line
+    "Where a strip runs down a page that the fewest boxes cross; None if there is none"
+    at = np.arange(b[:, 0].min(), b[:, 2].max(), height/4)
+    left, right = (b[:, 2, None] <= at - height/2), (b[:, 0, None] >= at + height/2)
+    sides = np.minimum(left.sum(axis=0), right.sum(axis=0))
+    crossing = np.where(sides >= 3, (~left & ~right).sum(axis=0), len(b))
+    if not len(at) or crossing.min() > len(b)/5: return None
+    best = np.flatnonzero(crossing == crossing.min())
+    return float(at[best[len(best)//2]])
+
+def columns_of(
+    boxes:list, # upright boxes `[x0, y0, x1, y1]`
+)->list[list[int]]: # positions in `boxes`, in parts to be read one after the other
+    "Take a page apart into columns of text and what stands across them"
+    b = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    height = float(np.median(b[:, 3] - b[:, 1])) if len(b) else 0
+    if len(b) < 6 or not height or (x := _gutter(b, height)) is None: return [list(range(len(b)))]
+    left, right, middle = b[:, 2] <= x - height/2, b[:, 0] >= x + height/2, (b[:, 1] + b[:, 3])/2
+    across = np.sort(middle[~left & ~right])
+    strip, out = np.searchsorted(across, middle, side="right"), [[]]
+    long = lambda side: len(side) >= 3 and np.median(b[side, 2] - b[side, 0]) >= 8*height
+    for s in range(len(across) + 1):
+        one, two = (np.flatnonzero(side & (strip == s)) for side in (left, right))
+        out[-1] += np.flatnonzero(~left & ~right & (strip == s)).tolist()
+        if not (long(one) and long(two)): out[-1] += one.tolist() + two.tolist(); continue
+        for side in (one, two): out += [[int(side[i]) for i in part] for part in columns_of(b[side])]
+        out.append([])
+    return [sorted(part) for part in out if part]
+
 # %% ../nbs/02_ocr.ipynb #c015
 def split_region(
     text:str, # what was read in the region
@@ -102,36 +132,6 @@ def assemble(
     words = [w for row in rows for w in row]
     conf = round(float(np.mean([regions[i][2] for row in ordered for i in row])), 4) if regions else 0.0
     return OCRResult(("\n" if lines else " ").join(" ".join(w["text"] for w in row) for row in rows), conf, words)
-
-# %% ../nbs/02_ocr.ipynb #k019
-def _gutter(b:np.ndarray, height:float)->float|None: # [n, 4] boxes, height of a line
-    "Where a strip runs down a page that the fewest boxes cross; None if there is none"
-    at = np.arange(b[:, 0].min(), b[:, 2].max(), height/4)
-    left, right = (b[:, 2, None] <= at - height/2), (b[:, 0, None] >= at + height/2)
-    sides = np.minimum(left.sum(axis=0), right.sum(axis=0))
-    crossing = np.where(sides >= 3, (~left & ~right).sum(axis=0), len(b))
-    if not len(at) or crossing.min() > len(b)/5: return None
-    best = np.flatnonzero(crossing == crossing.min())
-    return float(at[best[len(best)//2]])
-
-def columns_of(
-    boxes:list, # upright boxes `[x0, y0, x1, y1]`
-)->list[list[int]]: # positions in `boxes`, in parts to be read one after the other
-    "Take a page apart into columns of text and what stands across them"
-    b = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    height = float(np.median(b[:, 3] - b[:, 1])) if len(b) else 0
-    if len(b) < 6 or not height or (x := _gutter(b, height)) is None: return [list(range(len(b)))]
-    left, right, middle = b[:, 2] <= x - height/2, b[:, 0] >= x + height/2, (b[:, 1] + b[:, 3])/2
-    across = np.sort(middle[~left & ~right])
-    strip, out = np.searchsorted(across, middle, side="right"), [[]]
-    long = lambda side: len(side) >= 3 and np.median(b[side, 2] - b[side, 0]) >= 8*height
-    for s in range(len(across) + 1):
-        one, two = (np.flatnonzero(side & (strip == s)) for side in (left, right))
-        out[-1] += np.flatnonzero(~left & ~right & (strip == s)).tolist()
-        if not (long(one) and long(two)): out[-1] += one.tolist() + two.tolist(); continue
-        for side in (one, two): out += [[int(side[i]) for i in part] for part in columns_of(b[side])]
-        out.append([])
-    return [sorted(part) for part in out if part]
 
 # %% ../nbs/02_ocr.ipynb #c020b
 LONG = 2 # a picture whose longer side is more than so many times the shorter one is read in windows
@@ -372,7 +372,7 @@ def readable(self:RapidOCREngine,
     "How many regions hold as many words as may be read on one page"
     width, height = sides(quads)
     cost = np.maximum(np.maximum(width, height)/np.maximum(np.minimum(width, height), 1), WIDE[0])
-    return int((cost.cumsum() <= WIDE[1]*self.max_words).sum())
+    return max(int((cost.cumsum() <= WIDE[1]*self.max_words).sum()), min(len(quads), 1))
 
 # %% ../nbs/02_ocr.ipynb #p105
 SAMPLE, PIECE = 12, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height

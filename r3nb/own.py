@@ -248,6 +248,7 @@ def _read_all(root:Path, pictures:dict[str, Path], cache:Path, options:dict):
     linked = sorted({str(p.resolve().parent) for p in pictures.values() if p.resolve() not in seen})
     run_ocr(from_dict(OCRConfig, options | {"image_dir": [*([str(root)] if seen else []), *linked], "out": str(cache)}, "ocr"))
 
+# %% ../nbs/14_own.ipynb #c011bp
 def page_records(
     image_root, # folder that holds the pictures, with subfolders as you like
     cache=None, # file of OCR readings to write or continue; None is ocr.jsonl beside the folder
