@@ -188,6 +188,13 @@ def working_size(
     return max(1, int(w*f)), max(1, int(h*f))
 
 # %% ../nbs/03_corrupt.ipynb #c029
+def _reduced(a:np.ndarray, size:tuple[int, int])->np.ndarray: # [height, width, 3] bytes
+    "A picture in a smaller size, by averages of areas; halving comes first, because it takes a third of the time"
+    while a.shape[1] >= 2*size[0] and a.shape[0] >= 2*size[1]:
+        h, w = a.shape[0]//2, a.shape[1]//2
+        a = cv2.resize(a[:2*h, :2*w], (w, h), interpolation=cv2.INTER_AREA)
+    return a if a.shape[1::-1] == tuple(size) else cv2.resize(a, size, interpolation=cv2.INTER_AREA)
+
 _ORDER = (colour_jitter, gaussian_blur, motion_blur, downsample, jpeg, low_light, gaussian_noise, occlusion, crop)
 _SHARE = {1: 1.0, 2: 0.85, 3: 0.75}
 
@@ -204,7 +211,7 @@ def damage_image(
     "Apply image families, each with its own generator"
     s, size = level*_SHARE[min(3, len(families))], clean.shape[1::-1]
     small = working_size(*size)
-    out = clean if small == size else cv2.resize(clean, small, interpolation=cv2.INTER_AREA)
+    out = _reduced(clean, small)
     for f in families:
         if ":" in f: out = run_own(f, out, s, rng(f, *key))
     for f in _ORDER:
@@ -232,7 +239,7 @@ def similarity_map(
     "Local structural similarity of two pictures on a coarse grid"
     side = lambda n: 64*min(8, max(1, round(n/64)))
     size = (side(clean.shape[1]), side(clean.shape[0]))
-    if size != clean.shape[1::-1]: clean, damaged = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (clean, damaged))
+    clean, damaged = _reduced(clean, size), _reduced(damaged, size)
     mx, my, xx, yy, xy = _block_means(clean, damaged)
     vx, vy, cov = xx - mx*mx, yy - my*my, xy - mx*my
     c1, c2 = (0.01*255)**2, (0.03*255)**2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'BACKENDS', 'option_words', 'free_port', 'command', 'Screen', 'descendants', 'trainers', 'end_all',
-           'stop_at_eof', 'guard', 'follow', 'failure', 'launch', 'stop', 'main']
+           'stop_at_eof', 'relay', 'guard', 'follow', 'failure', 'launch', 'stop', 'main']
 
 # %% ../nbs/06_launch.ipynb #c003
 import codecs
@@ -127,14 +127,24 @@ def stop_at_eof(child:int, grace:float)->None:
     time.sleep(grace)
     end_all()
 
+def relay(pipe)->None: # what a child prints, as a binary stream
+    "Pass on what a child prints; when nobody listens any more, let it go on: it has a checkpoint to save"
+    while piece := os.read(pipe.fileno(), 65536):
+        try:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 def guard(grace:float, words:list[str])->int: # the exit code, as a shell would give it
     "Run a command; stop it when the other end of standard input is gone"
     if sys.platform == "linux": ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) # PR_SET_CHILD_SUBREAPER
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, close_fds=False)
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, close_fds=False)
     signal.signal(signal.SIGTERM, end_all)
+    (said := threading.Thread(target=relay, args=(child.stdout,))).start()
     threading.Thread(target=stop_at_eof, args=(child.pid, grace), daemon=True).start()
     code = child.wait()
     end_all()
+    said.join()
     return code if code >= 0 else 128 - code
 
 # %% ../nbs/06_launch.ipynb #c023

@@ -151,15 +151,6 @@ def test_precision_of_the_checkpoint(how, want, tmp_path):
 
 # room ----------------------------------------------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    "A small world, its index and a backbone."
-    folder = tmp_path_factory.mktemp("world")
-    torch.set_num_threads(1)
-    world = tiny.world(folder)
-    world.backbone, world.folder = tiny.backbone(folder / "backbone"), folder
-    return world
-
 
 @pytest.fixture
 def cfg(place, tmp_path):

@@ -154,6 +154,7 @@ CALLER = "import sys, r3nb.launch as l\nl.launch({{}}, {name!r}, {backend!r}, {n
 POLITE = """
     import os, signal, subprocess, sys, time
     def save(*_):
+        print("saving", flush=True) # nobody reads this when the notebook was killed
         time.sleep(1)
         open("saved.txt", "a").write(f"{os.environ.get('RANK', 0)}\\n")
         sys.exit(0)

@@ -10,27 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from r3nb.core import _tmp_name, CheckpointError, ConfigError
-from r3nb.indices import EvidenceIndex
 from r3nb.model import R3Collator, R3Model
 from r3nb.train import (TrainConfig, TrainingError, TrainSet, build_trainer, curriculum_level, gate_loss, losses, main, newest_checkpoint,
                         rewind_history, train)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    "A small world, its index and a backbone."
-    folder = tmp_path_factory.mktemp("world")
-    torch.set_num_threads(1)
-    world = tiny.world(folder)
-    world.backbone, world.folder = tiny.backbone(folder / "backbone"), folder
-    world.opened = EvidenceIndex.load(world.index)
-    return world
 
 
 @pytest.fixture
