@@ -1406,6 +1406,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'r3nb.ocr._end_together': ('ocr.html#_end_together', 'r3nb/ocr.py'),
                           'r3nb.ocr._gutter': ('ocr.html#_gutter', 'r3nb/ocr.py'),
                           'r3nb.ocr._is_folder': ('ocr.html#_is_folder', 'r3nb/ocr.py'),
+                          'r3nb.ocr._piece': ('ocr.html#_piece', 'r3nb/ocr.py'),
                           'r3nb.ocr._read_all': ('ocr.html#_read_all', 'r3nb/ocr.py'),
                           'r3nb.ocr._read_part': ('ocr.html#_read_part', 'r3nb/ocr.py'),
                           'r3nb.ocr._run_shard': ('ocr.html#_run_shard', 'r3nb/ocr.py'),

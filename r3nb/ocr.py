@@ -254,10 +254,8 @@ def __call__(self:RapidOCREngine, image:Image.Image)->OCRResult:
 # %% ../nbs/02_ocr.ipynb #p109
 LETTER = 6, 64 # height of a letter in pixels, least and most
 
-def _components(grey:np.ndarray, dark:bool)->np.ndarray: # [n, 4] x, y, width, height
+def _components(ink:np.ndarray)->np.ndarray: # [n, 4] x, y, width, height
     "Patches of ink that have the shape of a letter"
-    kind, edge = (cv2.THRESH_BINARY_INV, 12) if dark else (cv2.THRESH_BINARY, -12)
-    ink = cv2.adaptiveThreshold(grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, kind, 31, edge)
     x, y, w, h, area = cv2.connectedComponentsWithStats(ink, connectivity=8)[2][1:].T
     keep = (h >= LETTER[0]) & (h <= LETTER[1]) & (w >= 2) & (w <= 3*h) & (area >= .12*w*h) & (area <= .95*w*h)
     return np.stack([x, y, w, h], axis=1)[keep]
@@ -269,8 +267,9 @@ def letters(
     scale = min(1.0, (BAND/(page.shape[0]*page.shape[1]))**.5)
     grey, out = cv2.cvtColor(page, cv2.COLOR_BGR2GRAY), [np.zeros((0, 3))]
     if scale < 1: grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    for dark in (True, False):
-        found, rows = _components(grey, dark), np.zeros(grey.shape, np.uint8)
+    ground = cv2.blur(grey, (31, 31))
+    for ink in (cv2.subtract(ground, grey), cv2.subtract(grey, ground)): # dark on light, and light on dark
+        found, rows = _components(cv2.threshold(ink, 11, 255, cv2.THRESH_BINARY)[1]), np.zeros(grey.shape, np.uint8)
         for x, y, w, h in found.tolist(): rows[y + h//4:y + h - h//4, max(0, x - h//2):x + w + h//2] = 1
         x, y, w, h = found.T
         row = cv2.connectedComponents(rows)[1][y + h//2, x + w//2]
@@ -377,6 +376,13 @@ def readable(self:RapidOCREngine,
 # %% ../nbs/02_ocr.ipynb #p105
 SAMPLE, PIECE = 12, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height
 
+def _piece(quad:np.ndarray, lying:bool)->np.ndarray: # [4, 2] corners
+    "The beginning of a line, or of one that runs downwards"
+    out, far, near = quad.copy(), [3, 2] if lying else [1, 2], [0, 1] if lying else [0, 3]
+    length, height = np.linalg.norm(quad[far[0]] - quad[near[0]]), np.linalg.norm(quad[near[0]] - quad[near[1]])
+    out[far] = quad[near] + (quad[far] - quad[near]) * min(1.0, PIECE*height/max(length, 1e-6))
+    return out
+
 @patch
 def turns(self:RapidOCREngine,
     page:np.ndarray, # [height, width, 3]
@@ -389,7 +395,7 @@ def turns(self:RapidOCREngine,
     lines = np.flatnonzero(tall if lying else wide)
     lines = lines[np.argsort(-np.maximum(width, height)[lines], kind="stable")[:SAMPLE]]
     if not len(lines): return 0
-    pieces = [c[:, :PIECE*len(c)] for c in self.ocr.crop_text_regions(page, quads[lines])]
+    pieces = self.ocr.crop_text_regions(page, np.stack([_piece(quads[i], bool(lying)) for i in lines]))
     said = self.ocr._load_cls_model()(pieces).cls_res
     if not lying and np.mean([label == "180" for label, _ in said]) < .4: return 0
     up, down = (np.mean(self.ocr.recognize_txt([np.ascontiguousarray(np.rot90(c, k)) for c in pieces]).scores) for k in (0, 2))
@@ -430,9 +436,9 @@ def _upright(quads:np.ndarray, page:np.ndarray)->np.ndarray: # [n, 4] boxes with
 @patch
 def read(self:RapidOCREngine, image:Image.Image)->OCRResult:
     "Read a page of any size, whichever way it lies"
-    page = np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+    page = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     signs = letters(page)
-    quads = self.look(page, signs, letters(cv2.transpose(page)) if self.turn else ())
+    quads = self.look(page, signs, letters(cv2.transpose(page)) if self.turn and len(signs) < FEW else ())
     if turns := self.turns(page, quads) if self.turn else 0:
         page = np.ascontiguousarray(np.rot90(page, turns))
         signs = letters(page)
