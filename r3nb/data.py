@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'SPLITS', 'ALIASES', 'METRICS', 'DATASET_FILE', 'SHOWN', 'HINT', 'HubSource', 'DatasetSpec', 'registered',
-           'dataset_spec', 'folder_spec', 'listed', 'raw_answers', 'ocr_column_text', 'check_cache_row',
+           'dataset_spec', 'folder_spec', 'listed', 'raw_answers', 'tidy_lines', 'ocr_column_text', 'check_cache_row',
            'read_ocr_cache', 'UnifyConfig', 'text_source', 'raw_files', 'Problems', 'scratch', 'in_threads',
            'file_hash', 'image_shape', 'pixel_hash', 'over_images', 'row_parts', 'image_id', 'unify', 'Tally',
            'summary', 'markdown_table', 'without_references', 'instead', 'record_fault', 'merge', 'stratified_sample',
@@ -152,17 +152,24 @@ def raw_answers(
         raise DataError(f"{where}: column '{spec.answers_field}' should be a list of strings, found {v!r:.80}; mend the row")
     return [a for a in found if a is not None and a.strip()]
 
+# %% ../nbs/01_data.ipynb #l019
+def tidy_lines(
+    text:str, # as it was read
+)->str: # without blank lines, and without blanks at the ends of lines
+    "A text with one blank between words and one newline between lines"
+    return "\n".join(line for part in text.split("\n") if (line := " ".join(part.split())))
+
 # %% ../nbs/01_data.ipynb #c021
 def ocr_column_text(
     value, # the raw column: plain text, or the JSON of an OCR service
-)->str: # plain text, lines joined by blanks
+)->str: # plain text, line by line
     "The text in a dataset's own OCR column"
     if not isinstance(value, str): return ""
     pages = _parsed(value) if value.lstrip()[:1] in ("[", "{") else None
     pages = [_parsed(p) if isinstance(p, str) else p for p in (pages if isinstance(pages, list) else [pages])]
     lines = [line for p in pages if isinstance(p, dict) and isinstance(p.get("LINE"), list) for line in p["LINE"]]
     texts = [line["Text"] for line in lines if isinstance(line, dict) and isinstance(line.get("Text"), str)]
-    return " ".join((" ".join(texts) if texts else value).split())
+    return tidy_lines("\n".join(texts) if texts else value)
 
 # %% ../nbs/01_data.ipynb #c024
 _CACHE_TYPES = {"image_sha256": str, "image": str, "text": str, "conf": (int, float), "words": list, "engine": str}
@@ -422,7 +429,7 @@ def _to_record(u:_Unifier, split:str, n:int, row:dict, where:str)->QARecord:
         if "metric" in meta: raise DataError(f"{where}: the column name 'metric' is reserved for datasets with a {DATASET_FILE}; rename the column")
         meta["metric"] = spec.metric
     record = QARecord(f"{spec.name}_{split}_{n}", spec.name, split, image_id(spec, rel), str(PurePosixPath(u.cfg.image_prefix)/rel), question,
-        answers[0] if answers else "", answers, " ".join(text.split()), text, conf, meta)
+        answers[0] if answers else "", answers, tidy_lines(text), text, conf, meta)
     return QARecord.from_dict(record.to_dict(), where)
 
 # %% ../nbs/01_data.ipynb #c060

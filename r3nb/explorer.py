@@ -33,13 +33,13 @@ from .core import (ConfigError, DataError, QARecord, R3Error, WorkerError, atomi
                        nearest, open_image, parse_cli, read_records, resolve_image, sha256_file)
 from .core import locked, may_fill, remove_leftovers, write_note
 from .corrupt import IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt
-from .data import UnifyConfig, merge, unify
+from .data import UnifyConfig, merge, tidy_lines, unify
 from .encoders import image_hash
 from .eval import ABLATIONS, Case, EvalConfig, Readers, find_evidence, parse_mode
 from .indices import EvidenceIndex, IndexConfig, build_index, encode_queries, nearest_first
 from .mini import WorldConfig, backbone_dir, clip_dir, make_world
 from .model import ANY_SHAPE, R3Collator, fit_picture, make_examples
-from .ocr import OCRConfig, load_engine, run_ocr
+from .ocr import QUICK, OCRConfig, load_engine, run_ocr
 from .show import View, esc, show_answer, show_evidence, show_sample
 
 # %% ../nbs/14_explorer.ipynb #c005
@@ -67,7 +67,7 @@ def make_demo(
     with atomic_dir(cfg.out_dir, check) as out:
         make_world(WorldConfig(out_dir=str(out/"raw"), seed=cfg.seed, n_train=cfg.n_train, n_val=cfg.n_val))
         if (shipped := shipped_dir()/"demo_ocr.jsonl").is_file(): shutil.copy(shipped, out/"ocr.jsonl")
-        run_ocr(OCRConfig(image_dir=[str(out/"raw"/d/"images") for d in DATASETS], out=str(out/"ocr.jsonl"), workers=cfg.workers, overwrite=True))
+        run_ocr(OCRConfig(image_dir=[str(out/"raw"/d/"images") for d in DATASETS], out=str(out/"ocr.jsonl"), engine_args=QUICK, workers=cfg.workers, overwrite=True))
         for d in DATASETS: unify(UnifyConfig(dataset=d, raw_dir=str(out/"raw"/d), out_dir=str(out/"unified"), image_prefix=d, ocr_cache=str(out/"ocr.jsonl")))
         for split in ("train", "val"): merge([str(out/"unified"/f"{d}_unified_{split}.jsonl") for d in DATASETS], out/f"{split}.jsonl", out/"raw")
         build_index(IndexConfig(jsonl=str(out/"train.jsonl"), image_root=str(out/"raw"), out_dir=str(out/"index"), image_encoder=str(clip_dir())))
@@ -136,7 +136,7 @@ class Explorer:
         records:list[QARecord], # questions to choose from
         index:EvidenceIndex, # where evidence is found; its image root is that of the records too
         readers:Readers, # the models
-        engine=None, # reads own pages; None opens RapidOCR when it is needed
+        engine=None, # reads own pages; None opens the one that the options of the readers name, when it is needed
     ):
         if not records: raise DataError("there are no questions to explore; give a unified file with at least one record")
         self.records, self.index, self.readers, self.engine = {r.sample_id: r for r in records}, index, readers, engine
@@ -155,7 +155,7 @@ def open(cls:Explorer,
     checkpoint_dir, # a trained R3 checkpoint
     model_name, # its backbone
     image_encoder=None, # the image encoder of the index; None takes the one it names
-    **options, # further options of `EvalConfig`
+    **options, # further options of `EvalConfig`; `ocr_engine` and `ocr_engine_args` say what reads own pages
 )->Explorer:
     "Open the files of a study"
     cfg = EvalConfig(val_jsonl=str(val_jsonl), image_root=str(image_root), index_dir=str(index_dir), checkpoint_dir=str(checkpoint_dir), model_name=str(model_name),
@@ -188,10 +188,11 @@ def own_page(self:Explorer, ask:Ask)->tuple: # record and clean picture
     if mark not in self.own:
         image = open_image(Upload(ask.picture, ask.name))
         image = fit_picture(image, ANY_SHAPE, OWN_PIXELS)
-        self.engine = self.engine or load_engine("r3nb.ocr:RapidOCREngine")
+        self.engine = self.engine or load_engine(self.readers.cfg.ocr_engine, self.readers.cfg.ocr_engine_args)
         self.own[mark] = image, self.engine(image)
+        if note := self.own[mark][1].note: print(f"{ask.name}: {note}")
     image, read = self.own[mark]
-    text, answers = " ".join(read.text.split()), [ask.answer.strip()] if ask.answer.strip() else []
+    text, answers = tidy_lines(read.text), [ask.answer.strip()] if ask.answer.strip() else []
     return QARecord(f"own_{mark}", "own", "val", f"own/{mark}", f"own/{mark}", ask.question.strip(), ask.answer.strip(), answers, text, text, float(read.conf), {"metric": "anls"}), image
 
 @patch

@@ -40,7 +40,7 @@ from .core import (ConfigError, DataError, ImageError, QARecord, atomic_path, co
 from .core import NOTE, changed, check_out, files_in, locked, put_json, remove_leftovers, settle, swap
 from .corrupt import GRID, IMAGE_FAMILIES, TEXT_FAMILIES, Corrupted, corrupt, image_sha256, manifest_row, own_digests, own_kind, own_sources
 from .corrupt import main as gallery_main
-from .data import stratified_sample
+from .data import stratified_sample, tidy_lines
 from .ocr import engine_label, load_engine
 
 # %% ../nbs/03_frozen.ipynb #c008
@@ -93,7 +93,7 @@ class Rereader:
         args:Iterable[str], # arguments of the engine, as key=value
         cache, # the file of readings
     ):
-        self.engine = load_engine(engine, dict(a.split("=", 1) for a in args))
+        self.engine = load_engine(engine, args)
         self.label, self.cache = engine_label(self.engine), Path(cache)
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         self.ask("create table if not exists readings(image text, engine text, text text, conf real, primary key(image, engine)) without rowid")
@@ -114,7 +114,8 @@ class Rereader:
         if known: return known[0]
         try: found = self.engine(image)
         except Exception as e: raise DataError(f"{name}: {self.label} failed on the damaged page ({type(e).__name__}: {e}); use another engine") from e
-        reading = " ".join(found.text.split()), float(found.conf)
+        if found.note: print(f"{name}: {found.note}")
+        reading = tidy_lines(found.text), float(found.conf)
         self.ask("insert or ignore into readings values (?, ?, ?, ?)", (*key, *reading))
         return reading
 

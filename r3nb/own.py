@@ -23,7 +23,7 @@ from pypdfium2.raw import FPDF_ERR_PASSWORD
 
 from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, R3Error, counted, from_dict, nearest, open_image, page_count, read_json,
                        sha256_file, write_json)
-from .data import listed, read_ocr_cache
+from .data import listed, read_ocr_cache, tidy_lines
 from .metrics import METRIC_KEYS
 from .ocr import IMAGE_ENDINGS, OCRConfig, find_images, pages_folder, run_ocr
 
@@ -248,25 +248,30 @@ def _read_all(root:Path, pictures:dict[str, Path], cache:Path, options:dict):
     linked = sorted({str(p.resolve().parent) for p in pictures.values() if p.resolve() not in seen})
     run_ocr(from_dict(OCRConfig, options | {"image_dir": [*([str(root)] if seen else []), *linked], "out": str(cache)}, "ocr"))
 
+# %% ../nbs/14_own.ipynb #c011bp
 def page_records(
     image_root, # folder that holds the pictures, with subfolders as you like
     cache=None, # file of OCR readings to write or continue; None is ocr.jsonl beside the folder
     dataset:str="own", # a name for the documents
     metric:str="anls", # how answers are scored: screenqa, relaxed_accuracy, anls, exact_match, token_f1, bleu or rouge_l
     workers:int=2, # processes that read
-    ocr:dict|None=None, # other options of r3nb_ocr, such as {"engine_args": {"det_side": 1600}}
+    ocr:dict|None=None, # other options of r3nb_ocr, such as {"overwrite": True}
+    engine:str="", # import path of the engine class, as package.module:Class; empty takes the default of r3nb_ocr
+    engine_args:dict|list|None=None, # its arguments, such as {"det_side": 1600} or ["det_side=1600"]
 )->list[QARecord]: # one for each page, without a question
     "Read a folder of pictures by OCR, and make a document of each"
     root = Path(image_root)
     if metric not in METRIC_KEYS: raise ConfigError(f"unknown metric '{metric}'{nearest(metric, METRIC_KEYS)}")
     if not root.is_dir(): raise DataError(f"{root}: no such folder; name the folder of the pictures")
     cache, pictures = Path(cache or root.parent/"ocr.jsonl"), _pictures(root)
-    _read_all(root, pictures, cache, {"workers": workers} | (ocr or {}))
+    chosen = {k: v for k, v in {"engine": engine, "engine_args": engine_args}.items() if v}
+    if twice := set(chosen) & set(ocr or {}): raise ConfigError(f"ocr: '{min(twice)}' is given twice, here and by itself; leave one of them out")
+    _read_all(root, pictures, cache, {"workers": workers} | (ocr or {}) | chosen)
     readings, out = read_ocr_cache(cache), []
     for name, path in pictures.items():
         row = readings.get(sha256_file(path))
         if row is None: raise DataError(f"{path}: this picture has changed while it was read; run again")
-        out.append(QARecord(f"{dataset}_train_{name}", dataset, "train", name, name, "", "", [], " ".join(row["text"].split()), row["text"], row["conf"], {"metric": metric}))
+        out.append(QARecord(f"{dataset}_train_{name}", dataset, "train", name, name, "", "", [], tidy_lines(row["text"]), row["text"], row["conf"], {"metric": metric}))
     return out
 
 # %% ../nbs/14_own.ipynb #c014

@@ -71,7 +71,7 @@ def test_ocr_cache_gives_text_and_never_question_or_answer(tmp_path):
     folder = raw(tmp_path)
     out = D.unify(cfg(folder, tmp_path, ocr_cache=ocr_cache(folder, tmp_path/"ocr.jsonl")))
     for r in read_records(out["train"]):
-        assert r.pseudo_text == f"text of {r.image_id.split('/')[1]}" and r.ocr_conf == .8 and "\n" in r.ocr_text
+        assert r.pseudo_text == f"text of\n{r.image_id.split('/')[1]}" and r.ocr_conf == .8 and "\n" in r.ocr_text
         assert r.question not in r.pseudo_text and not any(a in r.pseudo_text.split() for a in r.answers)
 
 
@@ -320,7 +320,7 @@ def test_text_from_says_where_the_text_comes_from(tmp_path, capsys):
     read = lambda split, **kw: read_records(D.unify(cfg(folder, tmp_path, "infovqa", splits=[split], overwrite=True, **kw))[split])[0]
     assert (read("val", text_from="column").pseudo_text, read("val").pseudo_text) == ("words of validation_0",) * 2
     assert "with text, from the dataset's own column 'ocr'" in capsys.readouterr().out
-    assert (read("val", ocr_cache=cache).pseudo_text, read("val", text_from="none").pseudo_text) == ("text of validation_0", "")
+    assert (read("val", ocr_cache=cache).pseudo_text, read("val", text_from="none").pseudo_text) == ("text of\nvalidation_0", "")
     assert read("train").pseudo_text == "" and "6 records, 0 with text" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"raw_train.jsonl:1: no text in column 'ocr'"): read("train", text_from="column")
     for kw in (dict(text_from="cache"), dict(text_from="column", ocr_cache=cache), dict(text_from="none", ocr_cache=cache)):
@@ -433,7 +433,7 @@ def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
 
 def test_ocr_column_of_a_service():
     pages = [json.dumps({"PAGE": [{"BlockType": "PAGE"}], "LINE": [{"Text": "one"}, {"Text": "two"}], "WORD": [{"Text": "one"}]}), "x"]
-    for value in (str(pages), json.dumps(pages), json.dumps(json.loads(pages[0]))): assert D.ocr_column_text(value) == "one two"
+    for value in (str(pages), json.dumps(pages), json.dumps(json.loads(pages[0]))): assert D.ocr_column_text(value) == "one\ntwo"
     for value in ("[1, 2]", "{not json", "plain", "[" * 5000): assert D.ocr_column_text(value) == value
     assert D.ocr_column_text(7) == ""
 

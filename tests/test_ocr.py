@@ -396,7 +396,7 @@ def test_rapidocr_reads_is_deterministic_and_survives_odd_pictures():
     engine = O.RapidOCREngine()
     im = text_image((400, 120), [(20, 20, "Battery"), (280, 20, "87"), (20, 70, "Salt"), (280, 70, "424")])
     r = engine(im)
-    assert r.text.replace(" ", "") == "Battery87Salt424" and r.text == " ".join(w["text"] for w in r.words) and .8 < r.conf <= 1
+    assert r.text.replace(" ", "") == "Battery87\nSalt424" and r.text.split() == [w["text"] for w in r.words] and r.text.count("\n") == 1 and .8 < r.conf <= 1
     assert r == engine(im) == O.RapidOCREngine()(im)
     salt = next(w for w in r.words if "Salt" in w["text"])["box"]
     assert salt[0] < 40 and 55 < salt[1] < salt[3] < 118
@@ -449,3 +449,109 @@ def test_other_files_are_counted_and_dead_links_are_bad_images(world, capsys):
     with pytest.raises(DataError, match="2 of .* images") as e: O.run_ocr(config(world))
     assert "dead.png: cannot be opened" in str(e.value) and "photo.avif: not a readable image" in str(e.value)
     assert "passed over: 1 .txt, 1 without ending" in capsys.readouterr().out
+
+
+# ---- pages of any size, whichever way they lie
+
+FACE = lambda size: ImageFont.load_default(size)
+
+
+def written(size, rows, print_=18, step=40, left=20, seed=0):
+    "A page of numbered words, so many in each row, and its text"
+    page, said = Image.new("RGB", size, "white"), []
+    for i, n in enumerate(rows):
+        said.append(" ".join(f"word{100 + 10*i + k}" for k in range(n)))
+        ImageDraw.Draw(page).text((left, 16 + step*i), said[-1], fill="black", font=FACE(print_))
+    return page, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def engine(): return O.RapidOCREngine()
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_a_turned_page_is_read_as_upright_and_boxes_are_on_the_picture_as_given(engine, turn):
+    page, said = written((420, 300), [3, 2, 3, 1, 2])
+    turned = page.rotate(90*turn, expand=True)
+    one, two = engine(page), engine(turned)
+    assert words_of(one.text) == words_of(said) and one.text.count("\n") == 4
+    assert (two.text, two.conf) == (one.text, one.conf)
+    for a, b in zip(one.words, two.words, strict=True):
+        x0, y0, x1, y1 = b["box"]
+        assert 0 <= x0 < x1 <= turned.width and 0 <= y0 < y1 <= turned.height
+        ink = np.asarray(turned.convert("L").crop((x0, y0, x1, y1)))
+        assert ink.min() < 100 and ink.mean() < 245                            # the word is there
+        assert sorted(np.round([x1 - x0, y1 - y0])) == sorted(np.round([a["box"][2] - a["box"][0], a["box"][3] - a["box"][1]]))
+    assert O.RapidOCREngine(turn=0)(turned).text != one.text # so it was the turning that did it
+
+
+@pytest.mark.parametrize("items", [[(20, 20, "87")], [(20, 20, "Battery"), (280, 20, "87")], [(10, 10, "1"), (10, 50, "11"), (10, 90, "7")], [(20, 20, "WOW NOON SOS")], []])
+def test_little_text_is_not_turned(engine, items):
+    got = engine(text_image((400, 140), items))
+    if items: assert "".join(got.text.split()).lower() == "".join(s for *_, s in items).replace(" ", "").lower()
+    else: assert got == O.OCRResult("", 0.0, [])
+    for w, item in zip(got.words, items, strict=False): assert abs(w["box"][1] - item[1]) < 30
+
+
+def test_a_label_that_runs_upwards_is_read_and_does_not_turn_the_page(engine):
+    page, said = written((420, 300), [3, 2, 3, 1, 2], left=60)
+    label = Image.new("RGB", (220, 30), "white")
+    ImageDraw.Draw(label).text((10, 4), "Percent of all", fill="black", font=FACE(18))
+    page.paste(label.rotate(90, expand=True), (8, 40))
+    got = "".join(engine(page).text.split()).lower()
+    assert "percentofall" in got and words_of(said)[0] in got
+
+
+def test_a_tall_page_is_read_once_in_bands_that_overlap(engine, monkeypatch):
+    monkeypatch.setattr(O, "BAND", 2**18) # bands of 524 rows in place of thousands
+    page, said = written((500, 1600), [3] * 39)
+    assert words_of(engine(page).text) == words_of(said)
+
+
+def test_confidence_counts_what_was_missed():
+    page, said = written((700, 500), [5] * 12, print_=12)
+    whole, blind = O.RapidOCREngine()(page), O.RapidOCREngine(det_side=128)(page)
+    share = len(set(words_of(blind.text)) & set(words_of(said))) / len(words_of(said))
+    assert words_of(whole.text) == words_of(said) and whole.conf > .9
+    assert blind.conf < share + .25 < .9, (blind.conf, share)
+    mean = np.mean([w["conf"] for w in whole.words])
+    assert whole.conf > mean - .05
+
+
+def test_a_limit_on_regions_is_said_and_counts_as_missed(world, capsys):
+    page, said = written((420, 300), [3, 2, 3, 1, 2])
+    got = O.RapidOCREngine(max_words=6)(page)
+    n = len(words_of(got.text))
+    assert 2 <= n <= 8 and words_of(got.text) == words_of(said)[:n] and got.conf < .8
+    assert re.fullmatch(r"\d+ regions of text were found, and the \d topmost were read, about 6 words; raise max_words to read more", got.note)
+    (world/"pages").mkdir()
+    page.save(world/"pages/long.png")
+    O.run_ocr(O.OCRConfig(str(world/"pages"), str(world/"o.jsonl"), engine_args=["max_words=6"], workers=1))
+    assert "long.png: " + got.note in capsys.readouterr().out
+
+
+def test_columns_are_read_one_after_the_other(engine):
+    page = Image.new("RGB", (1000, 330), "white")
+    ImageDraw.Draw(page).text((200, 10), "A title that stands over both of the columns", fill="black", font=FACE(24))
+    left, right = [[f"{side} line {i} has some words in it" for i in "abcdef"] for side in ("left", "right")]
+    for i in range(6):
+        for x, y, lines in ((20, 60, left), (540, 75, right)): ImageDraw.Draw(page).text((x, y + 40*i), lines[i], fill="black", font=FACE(22))
+    lines = ["".join(s.split()).lower() for s in engine(page).text.split("\n")]
+    assert lines[0].startswith("atitle") and [s[:4] for s in lines[1:7]] == ["left"] * 6 and [s[:5] for s in lines[7:]] == ["right"] * 6
+
+
+def test_the_plain_manner_is_that_of_the_published_runs():
+    "What the embedded world's texts and confidences were made with must stay as it was, with its name in caches"
+    im = text_image((400, 120), [(20, 20, "Battery"), (280, 20, "87"), (20, 70, "Salt"), (280, 70, "424")])
+    engine = O.load_engine("r3nb.ocr:RapidOCREngine", O.QUICK)
+    assert re.fullmatch(r"[\d.]+ det_side=480 windows", engine.version) and engine.version == O.RapidOCREngine(plain="1").version
+    found = engine.ocr(im)
+    got = engine(im)
+    assert "\n" not in got.text and got.conf == round(float(np.mean(found.scores)), 4) and got.note == ""
+    assert engine.ocr.text_det.postprocess_op.max_candidates == 1000
+    assert O.RapidOCREngine().version != O.RapidOCREngine(turn=0).version != O.RapidOCREngine(det_side=480).version
+
+
+@pytest.mark.parametrize("args,words", [({"plain": "yes"}, "plain: 'yes' is neither 0 nor 1"), ({"turn": 2}, "turn: '2'"), ({"max_words": 0}, "max_words: 0"), ({"det_side": 5}, "det_side: 5")])
+def test_wrong_settings_of_the_engine_are_named(args, words):
+    with pytest.raises(ConfigError, match=words): O.RapidOCREngine(**args)
