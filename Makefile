@@ -1,4 +1,7 @@
 # make study   the whole study on this machine (runs/profiles/mini.yaml)
+# make dev     the environment and nbdev's hooks, to change something
+# make export  nbs/ into r3nb/, README.md and the picture of the architecture
+# make quick   one part in under two minutes: make quick PART=corrupt
 # make test    everything that must pass: pytest, notebooks, ruff, one tiny study
 # make docs    the site, from the executed notebooks, into _docs
 # make lab     JupyterLab on the explorer, with the notebooks beside it
@@ -16,10 +19,10 @@ LMMS := .lmms
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help study test docs lab explore interchange
+.PHONY: help study dev export quick test docs lab explore interchange
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,10s/^# //p' Makefile
 
 # The environment is made anew only when what it is made from has changed.
 $(STAMP): settings.ini setup.py pyproject.toml locks/cpu.txt
@@ -37,6 +40,19 @@ $(LMMS)/.installed: $(STAMP) locks/lmms.txt
 
 study: $(STAMP)
 	$(BIN)/r3nb_study $(PROFILE) --out $(OUT)
+
+dev: $(STAMP)
+	@$(BIN)/python scripts/hooks.py
+
+# Everything that is made from notebooks and kept in git. test_notebooks, test_site and test_door compare it.
+export: $(STAMP)
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
+	$(BIN)/python scripts/readme.py
+	$(BIN)/python scripts/house.py
+
+quick: $(STAMP)
+	@$(BIN)/python scripts/quick.py $(PART)
 
 # The site's build executes every notebook that is a page of it, as nbdev-test does; the explorer is none. The stage notebooks need the files of
 # earlier stages: the tiny study at the end executes each of them.

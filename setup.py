@@ -28,7 +28,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=f">={meta['min_python']}", packages=find_packages(include=["r3nb", "r3nb.*"]),
-    package_data={"r3nb": ["assets/**/*", "assets/*", "shipped/**/*", "shipped/*", "examples.sh"]}, include_package_data=True,
+    package_data={"r3nb": ["assets/**/*", "assets/*", "shipped/**/*", "shipped/*", "examples.sh", "py.typed"]}, include_package_data=True,
     install_requires=lines("requirements") + faiss(),
     extras_require={k: lines(f"{k}_requirements") for k in ("gpu", "deepspeed", "docs")} | {"dev": lines("dev_requirements") + lines("docs_requirements")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["r3nb=r3nb._modidx:d"]},

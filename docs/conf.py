@@ -19,7 +19,7 @@ copyright = f"2026, {author}; Apache-2.0"
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx.ext.extlinks"]
 extlinks = {"repo": (f"{REPOSITORY}/blob/main/%s", "%s")}
 extlinks_detect_hardcoded_links = False
-exclude_patterns = ["README.md", "CHANGELOG.md", "DEVLOG.md"]
+exclude_patterns = ["README.md", "CHANGELOG.md", "DEVLOG.md", "CONTRIBUTING.md"]
 
 # Notebooks arrive executed.
 nb_execution_mode = "off"

@@ -30,7 +30,7 @@ PROSE = {"index", "method", "results"} # pages for readers: their code is folded
 REPOSITORY = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 SHOW = re.compile(r"^show_doc\(([\w.]+)\)$")
 LINK = re.compile(r"\]\((?![a-z]+:|/|#|<)([^)\s#]+)(#[^)\s]*)?\)")
-OWN = {"DEVLOG.md": "/devlog.md", "CHANGELOG.md": "/changelog.md"}
+OWN = {"DEVLOG.md": "/devlog.md", "CHANGELOG.md": "/changelog.md", "CONTRIBUTING.md": "/contributing.md"} # files of the root that are pages
 HIDDEN = {"default_exp", "hide"}
 STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -152,10 +152,10 @@ def plain(text):
     return re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "demo", text)
 
 
-def links(source, page):
-    "Links between notebooks become links between pages; links to other files lead to the repository"
+def links(source, page="", home=NBS):
+    "Links between notebooks become links between pages; links to other files lead to the repository. A text may stand in another home than nbs"
     def one(m):
-        target = (NBS/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
+        target = (home/Path(m[1])).resolve() if "/" not in page or page.startswith("modules/") else (NBS/page).parent.joinpath(m[1]).resolve()
         if target in set(notebooks().values()): return f"](/{page_of(target)}.ipynb{m[2] or ''})"
         if target.name in OWN: return f"]({OWN[target.name]})"
         if target.suffix == ".md" and target.is_relative_to(ROOT/"docs"): return f"](/{target.relative_to(ROOT/'docs')}{m[2] or ''})"
@@ -238,8 +238,8 @@ def gather(pages):
         book = {"cells": page_cells(page), "metadata": {"kernelspec": KERNEL, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}, "nbformat": 4, "nbformat_minor": 5}
         if page == "index": book["cells"].append(markdown((src/"toc.md").read_text(encoding="utf-8"), "toc"))
         (src/f"{page}.ipynb").write_text(json.dumps(book, ensure_ascii=False), encoding="utf-8")
-    for name in ("CHANGELOG.md", "DEVLOG.md", "CITATION.cff", "README.md"):
-        (src/name).write_text((ROOT/name).read_text(encoding="utf-8").replace("](DEVLOG.md)", "](/devlog.md)"), encoding="utf-8")
+    for name in (*OWN, "README.md"): (src/name).write_text(links((ROOT/name).read_text(encoding="utf-8"), home=ROOT), encoding="utf-8")
+    shutil.copy(ROOT/"CITATION.cff", src)
     for p in (p for kind in ("png", "svg") for p in NBS.rglob(f"*.{kind}") if not any(part[0] in "._" for part in p.relative_to(NBS).parts)):
         (src/p.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, src/p.relative_to(NBS))

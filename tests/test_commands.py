@@ -384,6 +384,7 @@ def test_a_torn_picture_names_sample_file_and_line_in_training(workers, cfg, tor
     assert "Traceback" not in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_torn_picture_names_them_in_an_evidence_cache(workers, cfg, torn, tmp_path):
     how = T.EvidenceConfig(**vars(cfg) | {"train_jsonl": str(torn.jsonl), "image_root": str(torn.root), "evidence_cache": str(tmp_path / "cache")}, levels=[0.], workers=workers)

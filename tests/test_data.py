@@ -417,6 +417,7 @@ def test_what_is_written_fits_the_schema(tmp_path):
             for line in p.read_text().splitlines(): validator.validate(json.loads(line))
 
 
+@pytest.mark.slow
 def test_a_raw_file_larger_than_what_is_remembered(tmp_path):
     "Two thousand rows of twenty kilobytes each: to hold them would take 40 MB; the peak of the process grows by less than a third of that"
     folder = raw(tmp_path, "screenqa", ("train",), n=2)
@@ -539,6 +540,7 @@ def test_merge_can_leave_out_what_two_splits_share(tmp_path, capsys):
     with pytest.raises(ConfigError, match="needs image_root"): D.merge([out["val"]], tmp_path/"x.jsonl", drop_shared=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["merge", "ocr", "index"])
 def test_a_full_disk_is_one_sentence_and_the_run_can_be_repeated(tmp_path, command):
     "A limit on the size of files stands for the full disk"

@@ -79,6 +79,7 @@ def flip(path, at=-1):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_processes_equal_one(runs, backend, name):
@@ -138,6 +139,7 @@ def test_a_loss_that_is_not_finite_stops_all_and_can_be_replayed(runs, backend):
     assert failed["parts"].pop("ce") == "nan" and {k: again[k] for k in failed["parts"]} == pytest.approx(failed["parts"], abs=1e-5) and again["ce"] > 0
 
 
+@pytest.mark.slow
 def test_offload(runs): assert furthest(*(newest_checkpoint(runs(b) / "plain") for b in ("none", "offload"))) < 1e-5
 
 
@@ -186,6 +188,7 @@ def wait_for(run, ready, seconds=120):
     assert ready(), "the run ended before it was ready"
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(runs, place, tmp_path):
     command = [*TORCHRUN, "2", "-m", "r3nb.train", "--backend", "fsdp", *words(place, tmp_path, save_every=100, num_workers=1)]
     run = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -199,6 +202,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs, place, tmp_path):
     assert furthest(newest_checkpoint(tmp_path), newest_checkpoint(runs("fsdp") / "plain")) == 0
 
 
+@pytest.mark.slow
 def test_sigkill_loses_little(runs, place, tmp_path):
     "The whole family of DeepSpeed's launcher dies at once; the same command ends with the bits of an undisturbed run."
     launcher = shutil.which("deepspeed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -217,6 +221,7 @@ def test_sigkill_loses_little(runs, place, tmp_path):
     assert furthest(newest_checkpoint(tmp_path), newest_checkpoint(runs("deepspeed") / "plain")) == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_start_is_refused_by_all_processes(place, tmp_path):
     "An error that only the first process can see ends the second one too, with a sentence, at once."
     (tmp_path / "run.json").write_text('{"options": {}}')

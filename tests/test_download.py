@@ -651,6 +651,7 @@ def whole_or_absent(out, rows=10):
             for name, digest in e["files"].items(): assert sha256_file(out/name) == digest
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(hub, run, tmp_path):
     "Run after run is killed one step later than the last; each begins where the last one ended"
     chartqa(hub)

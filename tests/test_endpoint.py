@@ -115,6 +115,7 @@ def kill_after(n, cfg):
     return (Path(cfg.out_dir)/"predictions.partial.jsonl").read_bytes().count(b"\n")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(world, whole, tmp_path):
     "A kill loses what is under way; the second run asks for nothing that is there"
     with Chat(delay=.05) as server:
@@ -128,6 +129,7 @@ def test_killed_and_resumed(world, whole, tmp_path):
         assert len(server.log) - before == 32 - kept # nothing is missing, nothing is asked
 
 
+@pytest.mark.slow
 def test_a_question_that_fails_for_good_costs_only_itself(world, whole, tmp_path):
     bad = {"demo_train_2", "demo_train_5"}
     names = {r.question: r.sample_id for r in world.records}

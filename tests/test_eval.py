@@ -194,6 +194,7 @@ evaluate(config(Path({world!r}), Path({out!r})), Mortal())
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(world, tmp_path):
     out = tmp_path/"out"
     for n in (10, 20):
@@ -334,6 +335,7 @@ def test_real_model_all_modes_any_batch(real, tmp_path):
     assert [r["evidence"] for r in by("r3+shuffled")] != [r["evidence"] for r in by("r3")]
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_answers(real, tmp_path, monkeypatch):
     monkeypatch.setattr(ev, "BLOCK", 3)
     options = dict(eval_mode=["base+text", "r3", "r3+random"], corruption_levels=[0, .6], ablation_mode=["r3-selection"], threads=1)
@@ -366,6 +368,7 @@ def torchrun(n, *words, **env):
                           env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_and_a_kill_between(world, tmp_path, monkeypatch):
     "Two processes are killed, three go on; the files are those of one"
     out = tmp_path/"out"
@@ -380,6 +383,7 @@ def test_any_number_of_processes_and_a_kill_between(world, tmp_path, monkeypatch
     assert not list(out.glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_torchrun_command(real, tmp_path):
     options = dict(eval_mode=["base+text", "r3"], corruption_levels=[0, .6], threads=1)
     words = ["--eval_mode", "base+text,r3", "--corruption_levels", "0,0.6", "--seeds", "3", "--max_new_tokens", "3", "--n_boot", "20", "--threads", "1"]
@@ -416,6 +420,7 @@ def test_kept_pages_stay_within_their_budget(world):
     assert not pages.kept.keys() & {r.image_path for r in rows[:4]} - {r.image_path for r in rows[4:]}
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_and_costs_only_its_part(real, tmp_path, monkeypatch):
     from r3nb.core import WorkerError
     options = dict(eval_mode=["base", "base+text"], corruption_levels=[0, .6], threads=1)

@@ -131,6 +131,7 @@ def test_unfinished_and_damaged_caches(cfg, place, monkeypatch, capsys):
     evidence._mapped.cache_clear()
 
 
+@pytest.mark.slow
 def test_options_of_the_command(cfg, place, capsys, tmp_path):
     words = [f"--{k}={v}" for k, v in asdict(cfg).items() if isinstance(v, (str, int, float)) and not isinstance(v, bool) and v != ""]
     evidence_main([*words, "--levels", "0.5", "--disable_teacher"])
@@ -143,6 +144,7 @@ def test_options_of_the_command(cfg, place, capsys, tmp_path):
     with pytest.raises(ConfigError, match="this training sees no evidence"): replace(cfg, train_mode="lora").check()
 
 
+@pytest.mark.slow
 def test_killed_and_filled_again_by_two_processes(cfg, place, tmp_path):
     "kill -9 while filling; the second start keeps whole blocks, and two processes write the bytes of one"
     records = [json.loads(l) for l in place.jsonl.read_text().splitlines()]

@@ -75,6 +75,7 @@ def clone(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_quick_examples_run(clone, monkeypatch, capsys):
     monkeypatch.chdir(clone)
     made = set()

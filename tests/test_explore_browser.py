@@ -115,6 +115,7 @@ def drive_own_page(page, d):
     assert "no reference" in page.evaluate(TEXT)
 
 
+@pytest.mark.slow
 def test_jupyterlab(lab, place):
     "Opened as `make lab` does, the explorer runs without a click"
     with browser_page(1500, 1000) as page:
@@ -124,6 +125,7 @@ def test_jupyterlab(lab, place):
         assert not page.outside
 
 
+@pytest.mark.slow
 def test_voila(voila, place):
     "In the dark theme, driven, then as narrow as a phone"
     with browser_page(1280, 1000) as page:

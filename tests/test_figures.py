@@ -56,6 +56,7 @@ def folder(tmp_path, good):
 def test_all_claims_hold_where_they_should(good): assert [c.holds for c in claims(good)] == [True] * 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, fails", [
     ({"r3": (.6, .3)}, "On undamaged pages"), ({"r3": (.9, 1)}, "R3 beats base+text"), ({"r3": (.9, 1)}, "R3 beats lora"),
     ({"r3+shuffled": (.9, .3)}, "it beats itself with shuffled"), ({"r3+shuffled": (.9, .5)}, "Shuffled evidence does not help")])
@@ -104,6 +105,7 @@ def test_tables_agree_with_the_summary(good):
     with pytest.raises(ConfigError, match="chartqa"): fg.main_cells(good, "chartqq")
 
 
+@pytest.mark.slow
 def test_report_from_saved_files(folder, tmp_path):
     write_jsonl(tmp_path/"run/history.jsonl", [{"step": i, "loss": 1/i, "level": i/10} for i in range(1, 9)])
     files = write_report(ReportConfig(str(folder), str(tmp_path/"out"), train_dirs={"r3": str(tmp_path/"run")}))
@@ -148,6 +150,7 @@ def test_every_control_has_its_row(good, tmp_path):
     assert "nothing to control" in fg.controls_md(predictions(tmp_path/"q.jsonl", {"base": (.5, 1)}, n=30))
 
 
+@pytest.mark.slow
 def test_sources_of_confidence(tmp_path, good):
     text = fg.confidence_sentences(predictions(tmp_path/"p.jsonl", GOOD | {"r3+oracle_confidence": (.9, .1), "r3+fixed_confidence": (.9, .5)}))
     assert "cannot be ranked" in text[0] and text[2].startswith("With the measured confidence in its place the score changes by +") and "changes by -" in text[3]

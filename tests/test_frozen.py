@@ -209,6 +209,7 @@ freeze(FreezeConfig(f"{d}/val.jsonl", f"{d}/set", d, levels=[.3], damage=["crop"
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path):
     "Four times the rows, 75 MB more on disk, in one file: no more memory"
     peak = {}

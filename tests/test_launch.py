@@ -236,6 +236,7 @@ def study(tmp_path_factory):
 def bits(folder): return {f"{f.name}/{k}": v for f in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(f).items()}
 
 
+@pytest.mark.slow
 def test_a_launched_training_has_the_bits_of_one_in_this_process(study, tmp_path, monkeypatch, capsys):
     from r3nb.train import TrainConfig, train
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -291,6 +292,7 @@ def kernel(tmp_path, study):
         k.manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.slow
 def test_the_stop_button_on_the_real_notebook(kernel, tmp_path):
     "Interrupted in the middle of a training: it saves, nothing is left running, and the same cell goes on to the end"
     k, home = kernel(max_steps=40, batch_size=1, save_every=1000), tmp_path/"out/lora"
@@ -307,6 +309,7 @@ def test_the_stop_button_on_the_real_notebook(kernel, tmp_path):
     assert "40/40" in printed and "trained: " in printed and len(printed.splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_real_notebook(kernel):
     k = kernel(max_steps=2, batch_size=1, lr=-1.0)
     for cell in k.cells[:3]: assert k.run(cell)[0]["status"] == "ok"

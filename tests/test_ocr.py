@@ -300,6 +300,7 @@ def test_the_rank_of_torchrun_is_the_shard(world, monkeypatch):
     with pytest.raises(ConfigError, match="two commands"): O.OCRConfig(out="o", num_shards=2, merge_shards=2)
 
 
+@pytest.mark.slow
 def test_torchrun_goes_on_after_a_bad_image_and_fails_in_the_end(world):
     "The shard with the bad image is done first; torchrun would end the others if it failed at once"
     names = sorted(p.name for p in (world/"images").iterdir())

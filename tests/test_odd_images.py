@@ -220,6 +220,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path):
     assert {r["image"] for r in D.read_ocr_cache(tmp_path/"ocr.jsonl").values()} == {f"whole.{k}" for k in ("png", "jpg", "gif", "bmp", "webp", "tif")}
 
 
+@pytest.mark.slow
 def test_a_poster_20000_pixels_wide_needs_bounded_memory(tmp_path):
     "20,000 x 2,000: 120 MB of pixels, read and damaged in a process of its own with a few copies of them at most"
     chart((20_000, 2_000)).save(tmp_path/"poster.png")

@@ -139,6 +139,7 @@ def test_memory_is_kept_where_the_library_can(monkeypatch):
     evidence.keep_memory.cache_clear()
 
 
+@pytest.mark.slow
 def test_benchmark_of_real_pages(tmp_path):
     "Two small pages through the whole of it: every part, rate and ratio is there"
     import torch

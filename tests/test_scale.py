@@ -95,6 +95,7 @@ def test_any_number_of_shards_in_any_order_equals_one_process(world, tmp_path, n
     assert files(tmp_path / "parts") == files(tmp_path / "single")
 
 
+@pytest.mark.slow
 def test_torchrun_equals_one_process_with_real_encoders(world, tmp_path):
     import torch
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
@@ -278,6 +279,7 @@ def test_records_may_come_from_a_generator_and_are_not_kept(world, tmp_path):
     assert index.fingerprint == fake_build(world, tmp_path / "j").fingerprint
 
 
+@pytest.mark.slow
 def test_memory_of_a_build_does_not_follow_the_number_of_documents(tmp_path):
     "Peak of Python's own allocations, beyond the point where all buffers are full."
     import tracemalloc

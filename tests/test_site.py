@@ -167,7 +167,7 @@ def chrome(site):
 
 
 MUST = ("index", "quickstart", "method", "results", "runbook", "pitfalls", "faq", "changelog", "citation", "search", "genindex", "howto/own_dataset", "howto/own_model",
-        "howto/own_ocr", "howto/own_corruption", "howto/eight_gpus", "howto/nodes", "howto/resume", "howto/export", "howto/submit")
+        "howto/own_ocr", "howto/own_corruption", "howto/eight_gpus", "howto/nodes", "howto/resume", "howto/export", "howto/submit", "contributing", "architecture", "glossary")
 
 
 def test_every_page_is_there(site, pages):

@@ -73,6 +73,7 @@ def test_kernels_do_not_show_messages_that_nobody_can_act_on(tmp_path, capsys):
     assert "mine" in log and "is deprecated and" not in log
 
 
+@pytest.mark.slow
 def test_whole_study(lab, capsys, monkeypatch, tmp_path):
     stranger = tmp_path/"share/kernels/python3"
     stranger.mkdir(parents=True)
@@ -316,6 +317,7 @@ def test_status_says_why(lab, capsys, monkeypatch):
     with pytest.raises(ConfigError, match="stages.json: damaged; delete this file"): states(lab)
 
 
+@pytest.mark.slow
 def test_status_of_failed_interrupted_and_killed_stages(tmp_path, capsys):
     body = ("import time\nfrom pathlib import Path\nPath(out_dir, 'half.txt').write_text('x')\nif how == 'fails': raise ValueError('a bad number')\n"
             "if how == 'waits': time.sleep(100)\nmetrics = {}")
@@ -394,6 +396,7 @@ def test_a_killed_cleaning_is_not_resumed_from(lab, capsys, monkeypatch):
     assert lab.ran(capsys, only=["make"]) == ["0_make"] and (lab.dir/"0_make/half.txt").exists() # it was never the study's
 
 
+@pytest.mark.slow
 def test_stale_stages_of_one_variant_make_others_stale(lab, capsys):
     lab.profile("variants:\n  main: {}\n  double: {sum: {scale: 2}}\n")
     write_stage(lab.stages/"across", "0_all", "variants = ['none']", "metrics = {}")
@@ -429,6 +432,7 @@ def test_lists(lab, capsys):
 BARS = "from r3nb.core import progress\nimport time\nfor i in progress(range(80), 'count'): time.sleep(.08)\nmetrics = {}"
 
 
+@pytest.mark.slow
 def test_bars_in_a_notebook_its_log_and_a_redirected_study(tmp_path):
     lab = Lab(tmp_path, {"0_make": ("n = 1", BARS)})
     done = subprocess.run([sys.executable, "-c", "import sys; from r3nb.study import main; main(sys.argv[1:])", *lab.argv()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -438,6 +442,7 @@ def test_bars_in_a_notebook_its_log_and_a_redirected_study(tmp_path):
     assert seen.count("count:") == 1 and "80/80" in seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 70])
 def test_a_bar_in_a_terminal_is_one_line(tmp_path, columns):
     import fcntl
@@ -475,6 +480,7 @@ def test_console_script_help():
     for words in ("--out", "--stages", "--only", "--dry_run", "--list", "the YAML profile", "run nothing", "status", "clean"): assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_variants_share_their_first_stages(lab, capsys):
     lab.profile("make: {n: 4}\nvariants:\n  main: {}\n  double: {sum: {scale: 2}}\n  small: {make: {n: 2}, sum: {scale: 2}}\n")
     write_stage(lab.stages/"across", "0_all", "variants = ['none']\nfactor = 1.0", "metrics = {v: factor*read_json(f'{study_dir}/{v}/2_say/metrics.json')['total'] for v in variants}")
@@ -518,6 +524,7 @@ def road(tmp_path):
     return lab
 
 
+@pytest.mark.slow
 def test_sections_run_in_the_order_of_the_profile(road, capsys):
     folders = ["0_make", "3_walk.1_zeta", "3_walk.2_alpha", "3_walk", "4_end"]
     assert road.ran(capsys) == folders
@@ -548,6 +555,7 @@ def test_a_killed_study_goes_on_within_its_section(road, capsys):
     assert road.metrics("4_end") == {"path": [[9.0, 5], [2.0, 5], [2.0, 3]]} and (road.dir/"3_walk.2_alpha/half.txt").exists()
 
 
+@pytest.mark.slow
 def test_variants_of_a_stage_in_sections(road, capsys):
     road.profile(SECTIONS + "variants:\n  one: {}\n  two: {walk: {sections: {mid: {pace: 7}}}}\n  three: {walk: {seed: 8}}\n")
     assert road.ran(capsys) == ["one"] * 5 + ["two"] * 2 + ["three"] * 4
@@ -581,6 +589,7 @@ def test_staged_profiles_are_the_five_stages_of_the_method():
                 for g in given] == [(False, True, True, False, False), (True, True, False, False, False), (True, False, True, False, False), (True, True, True, False, False), (True,) * 5]
 
 
+@pytest.mark.slow
 def test_real_sections_start_from_the_weights_of_the_last(tmp_path, monkeypatch, capsys):
     "Three real trainings, killed in the middle: the second has learning rate 0, so it must end with the weights of the first; the third moves on"
     root = Path(__file__).parent.parent

@@ -158,6 +158,7 @@ def test_resume_is_exact_whatever_the_workers(cfg, tmp_path):
     assert list((tmp_path / "one" / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_kill_and_resume(cfg, tmp_path):
     "kill -9 in the middle; the second start ends with the weights of an undisturbed run."
     long = replace(cfg, max_steps=7, save_every=1, disable_teacher=True)
@@ -284,6 +285,7 @@ def test_rewound_history_drops_torn_lines(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
 def test_command_line_errors(cfg, place, capsys):
     common = ["--model_name", cfg.model_name, "--train_jsonl", cfg.train_jsonl, "--image_root", cfg.image_root, "--output_dir", cfg.output_dir]
     for words, said in ((common, "index_dir is empty"), ([*common, "--index_dir", "x", "--max_corruption", "2"], "max_corruption is 2.0"),
