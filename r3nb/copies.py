@@ -291,6 +291,9 @@ def limit_of(found: Difference, a: str, b: str) -> float:
 # %% ../nbs/04_copies.ipynb #c037
 FAR_BITS, MOVED_BITS, CUT_BITS = 128, 112, 64 # of 256
 
+@lru_cache(maxsize=512)
+def _cut_hashes(path: Path, size: int, mtime: int) -> np.ndarray: return cut_hashes(_file_view(path, size, mtime))
+
 @dataclass(frozen=True)
 class Look:
     "A page as the rule sees it."
@@ -317,6 +320,7 @@ class Look:
         stat = (file := self.file).stat()
         return _cut_hashes(file, stat.st_size, stat.st_mtime_ns)
 
+# %% ../nbs/04_copies.ipynb #c037b
 @dataclass(frozen=True)
 class Verdict:
     "Whether a picture is a copy of another, and what says so."
@@ -324,9 +328,6 @@ class Verdict:
     bits: int # of the hashes that differ
     change: float | None # largest difference in one place, in units of noise; None if the pictures were not compared
     reason: str
-
-@lru_cache(maxsize=512)
-def _cut_hashes(path: Path, size: int, mtime: int) -> np.ndarray: return cut_hashes(_file_view(path, size, mtime))
 
 def within_cut(page: Look, other: Look) -> bool:
     "Whether some cut of a page looks like the other page."
