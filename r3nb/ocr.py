@@ -325,18 +325,24 @@ def covered(
     return inside[y, x] > 0
 
 @patch
+def left_out(self:RapidOCREngine,
+    page:np.ndarray, # [height, width, 3]
+    quads:np.ndarray, # [n, 4, 2] regions
+    signs:np.ndarray, # [m, 3] letters
+)->bool:
+    "Are there letters outside of all regions, or too few letters to tell?"
+    return len(signs) < FEW or covered(page, quads, signs).mean() < 1 - MISSED
+
+@patch
 def look(self:RapidOCREngine,
     page:np.ndarray, # [height, width, 3]
     signs:np.ndarray, # [m, 3] its letters
-    lying:np.ndarray=(), # letters of the page when it is laid on its side; they count if they are more
 )->np.ndarray: # [n, 4, 2] corners of regions
     "Find the regions of a page at the scale of its print; where letters are left out, look again at full size"
-    (height, width), best = page.shape[:2], max(signs, lying, key=len)
-    tall = np.percentile(best[:, 2], 10) if len(best) >= FEW else SMALL
+    (height, width), tall = page.shape[:2], np.percentile(signs[:, 2], 10) if len(signs) >= FEW else SMALL
     scale, most = self.scale_of(width, height, tall), self.scale_of(width, height)
     quads = self.detect(page, scale)
-    if best is not signs or scale == most or len(signs) < FEW or covered(page, quads, signs).mean() >= 1 - MISSED: return quads
-    return self.detect(page, most)
+    return self.detect(page, most) if scale < most and self.left_out(page, quads, signs) else quads
 
 # %% ../nbs/02_ocr.ipynb #p103
 def sides(
@@ -429,6 +435,25 @@ def share_read(self:RapidOCREngine,
     total = done.sum() + (~found).sum() + failed
     return float(done.sum()/total) if total else 1.0
 
+# %% ../nbs/02_ocr.ipynb #p112
+@patch
+def upright(self:RapidOCREngine,
+    page:np.ndarray, # [height, width, 3]
+)->tuple[np.ndarray, np.ndarray, np.ndarray, int]: # the page upright, its regions, its letters, and the quarter turns that it took
+    "Set a page upright: on its side by what its letters say, then by what its regions say"
+    signs, turns = letters(page), 0
+    quads = self.look(page, signs)
+    if not self.turn: return page, quads, signs, 0
+    if self.left_out(page, quads, signs):
+        side = np.ascontiguousarray(np.rot90(page))
+        if len(lying := letters(side)) > max(len(signs), FEW): page, signs, turns = side, lying, 1
+        if turns: quads = self.look(page, signs)
+    if more := self.turns(page, quads):
+        page, turns = np.ascontiguousarray(np.rot90(page, more)), (turns + more) % 4
+        signs = letters(page)
+        quads = self.look(page, signs)
+    return page, quads, signs, turns
+
 # %% ../nbs/02_ocr.ipynb #p113
 def _upright(quads:np.ndarray, page:np.ndarray)->np.ndarray: # [n, 4] boxes within the page
     return np.concatenate([quads.min(axis=1), quads.max(axis=1)], axis=1).clip(0, [page.shape[1], page.shape[0]]*2)
@@ -437,12 +462,7 @@ def _upright(quads:np.ndarray, page:np.ndarray)->np.ndarray: # [n, 4] boxes with
 def read(self:RapidOCREngine, image:Image.Image)->OCRResult:
     "Read a page of any size, whichever way it lies"
     page = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-    signs = letters(page)
-    quads = self.look(page, signs, letters(cv2.transpose(page)) if self.turn and len(signs) < FEW else ())
-    if turns := self.turns(page, quads) if self.turn else 0:
-        page = np.ascontiguousarray(np.rot90(page, turns))
-        signs = letters(page)
-        quads = self.look(page, signs)
+    page, quads, signs, turns = self.upright(page)
     quads = quads[np.argsort(quads[..., 1].mean(axis=1), kind="stable")]
     few = quads[:self.readable(quads)]
     texts, scores = self.recognise(page, few)

@@ -486,6 +486,16 @@ def test_a_turned_page_is_read_as_upright_and_boxes_are_on_the_picture_as_given(
     assert O.RapidOCREngine(turn=0)(turned).text != one.text # so it was the turning that did it
 
 
+@pytest.mark.parametrize("turn", [1, 3])
+def test_turned_print_that_the_detector_does_not_see_is_found_by_its_letters(engine, turn):
+    page, said = written((600, 400), [4] * 10, print_=16, step=36)
+    turned = page.rotate(90*turn, expand=True)
+    assert engine(turned).text == engine(page).text
+    blind = O.RapidOCREngine()
+    blind.detect = lambda p, scale: engine.detect(p, scale) if p.shape[0] == 400 else np.zeros((0, 4, 2), np.float32)
+    assert words_of(blind(turned).text) == words_of(said)
+
+
 @pytest.mark.parametrize("items", [[(20, 20, "87")], [(20, 20, "Battery"), (280, 20, "87")], [(10, 10, "1"), (10, 50, "11"), (10, 90, "7")], [(20, 20, "WOW NOON SOS")], []])
 def test_little_text_is_not_turned(engine, items):
     got = engine(text_image((400, 140), items))
