@@ -2,7 +2,7 @@
 
     make dev          the environment, then: python scripts/hooks.py
 
-Jupyter then cleans a notebook when it is saved, `git diff` shows cells, and a merge joins notebooks cell by cell.
+Jupyter then cleans a notebook when it is saved (a few lines in ~/.jupyter), `git diff` shows cells, and a merge joins notebooks cell by cell.
 """
 import subprocess
 import sys
