@@ -1,4 +1,4 @@
-"""The quick check of one part of the package, in under two minutes: lint, its notebook, its tests without the slow ones.
+"""The quick check of one part of the package, in under two minutes on two idle cores: lint, its notebook, its tests without the slow ones.
 
     make quick PART=corrupt          the same as: python scripts/quick.py corrupt
 
