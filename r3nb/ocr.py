@@ -380,7 +380,7 @@ def readable(self:RapidOCREngine,
     return max(int((cost.cumsum() <= WIDE[1]*self.max_words).sum()), min(len(quads), 1))
 
 # %% ../nbs/02_ocr.ipynb #p105
-SAMPLE, PIECE = 12, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height
+SAMPLE, PIECE = 6, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height
 
 def _piece(quad:np.ndarray, lying:bool)->np.ndarray: # [4, 2] corners
     "The beginning of a line, or of one that runs downwards"
