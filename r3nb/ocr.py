@@ -785,7 +785,7 @@ def read_missing(
         if result is None:
             bad.append(Bad(name, digest, complaint))
             continue
-        if result.note: print(f"{name}: {result.note}")
+        if note := getattr(result, "note", ""): print(f"{name}: {note}")
         row = {"image_sha256": digest, "image": name, "text": result.text, "conf": float(result.conf), "words": result.words, "engine": label}
         check_cache_row(row, name)
         known[digest] = Place(Path(journal.name), journal.tell(), name)
