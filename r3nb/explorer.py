@@ -190,7 +190,7 @@ def own_page(self:Explorer, ask:Ask)->tuple: # record and clean picture
         image = fit_picture(image, ANY_SHAPE, OWN_PIXELS)
         self.engine = self.engine or load_engine(self.readers.cfg.ocr_engine, self.readers.cfg.ocr_engine_args)
         self.own[mark] = image, self.engine(image)
-        if note := self.own[mark][1].note: print(f"{ask.name}: {note}")
+        if note := getattr(self.own[mark][1], "note", ""): print(f"{ask.name}: {note}")
     image, read = self.own[mark]
     text, answers = tidy_lines(read.text), [ask.answer.strip()] if ask.answer.strip() else []
     return QARecord(f"own_{mark}", "own", "val", f"own/{mark}", f"own/{mark}", ask.question.strip(), ask.answer.strip(), answers, text, text, float(read.conf), {"metric": "anls"}), image

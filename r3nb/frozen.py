@@ -114,7 +114,7 @@ class Rereader:
         if known: return known[0]
         try: found = self.engine(image)
         except Exception as e: raise DataError(f"{name}: {self.label} failed on the damaged page ({type(e).__name__}: {e}); use another engine") from e
-        if found.note: print(f"{name}: {found.note}")
+        if note := getattr(found, "note", ""): print(f"{name}: {note}")
         reading = tidy_lines(found.text), float(found.conf)
         self.ask("insert or ignore into readings values (?, ?, ?, ?)", (*key, *reading))
         return reading

@@ -380,7 +380,7 @@ def readable(self:RapidOCREngine,
     return max(int((cost.cumsum() <= WIDE[1]*self.max_words).sum()), min(len(quads), 1))
 
 # %% ../nbs/02_ocr.ipynb #p105
-SAMPLE, PIECE = 12, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height
+SAMPLE, PIECE = 6, 6 # lines that are asked which way up they are, and how much of each, in multiples of its height
 
 def _piece(quad:np.ndarray, lying:bool)->np.ndarray: # [4, 2] corners
     "The beginning of a line, or of one that runs downwards"
@@ -785,7 +785,7 @@ def read_missing(
         if result is None:
             bad.append(Bad(name, digest, complaint))
             continue
-        if result.note: print(f"{name}: {result.note}")
+        if note := getattr(result, "note", ""): print(f"{name}: {note}")
         row = {"image_sha256": digest, "image": name, "text": result.text, "conf": float(result.conf), "words": result.words, "engine": label}
         check_cache_row(row, name)
         known[digest] = Place(Path(journal.name), journal.tell(), name)

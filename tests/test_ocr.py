@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -566,3 +567,13 @@ def test_the_plain_manner_is_that_of_the_published_runs():
 @pytest.mark.parametrize("args,words", [({"plain": "yes"}, "plain: 'yes' is neither 0 nor 1"), ({"turn": 2}, "turn: '2'"), ({"max_words": 0}, "max_words: 0"), ({"det_side": 5}, "det_side: 5")])
 def test_wrong_settings_of_the_engine_are_named(args, words):
     with pytest.raises(ConfigError, match=words): O.RapidOCREngine(**args)
+
+
+def test_the_profiles_of_the_embedded_world_say_the_plain_manner():
+    import yaml
+    profiles = sorted((Path(__file__).parent.parent/"runs/profiles").glob("*.yaml"))
+    for profile in (yaml.safe_load(p.read_text()) for p in profiles):
+        assert profile["prepare"]["ocr_engine_args"] == O.QUICK, profile["name"]
+        for v in profile.get("variants", {}).values():
+            if v.get("eval", {}).get("text_damage") == "reocr": assert v["eval"]["ocr_engine_args"] == O.QUICK
+    assert len(profiles) >= 6

@@ -318,6 +318,9 @@ def test_names_in_other_letters(tmp_path):
 def test_options_of_ocr(tmp_path):
     root = folder(tmp_path/"r", a_dot_png=0)
     page_records(root, workers=1, ocr={"engine": "toy_ocr:Toy", "engine_args": {"fear": "999"}})
+    for args in ({"fear": 999}, ["fear=999"]): page_records(root, workers=1, engine="toy_ocr:Toy", engine_args=args)
+    with pytest.raises(ConfigError, match="does not accept {'dread': '9'}"): page_records(root, engine="toy_ocr:Toy", engine_args={"dread": 9})
+    with pytest.raises(ConfigError, match="'engine' is given twice"): page_records(root, engine="toy_ocr:Toy", ocr={"engine": "toy_ocr:Toy"})
     with pytest.raises(ConfigError, match="did you mean 'engine_args'"): page_records(root, ocr={"engine_arg": []})
     with pytest.raises(ConfigError, match="'out' is decided"): page_records(root, ocr={"out": "x"})
     (tmp_path/"empty").mkdir()
