@@ -398,7 +398,7 @@ def test_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--gpus", "8xV100"], "comes with 16 or 32 GB"), (["--gpus", "many"], "no GPU of the kind"), (["--gpus", "8x32"], "expected COUNTxKIND-MEMORY"), (["--max_tokens", "0"], "max_tokens is 0"), (["--image_tokens", "4096"], "image_tokens is 4096"), (["--max_pixels", "-1"], "max_pixels is -1"), (["--bottleneck", "63"], "multiple"),
+    (["--gpus", "8xV100"], "comes with 16 or 32 GB"), (["--gpus", "many"], "no GPU of the kind"), (["--gpus", "8x32"], "expected COUNTxKIND-MEMORY"), (["--max_tokens", "0"], "max_tokens is 0"), (["--image_tokens", "4352"], "image_tokens is 4352"), (["--max_pixels", "-1"], "max_pixels is -1"), (["--bottleneck", "63"], "multiple"),
     (["--lora_targets", "q_porj"], "did you mean 'q_proj'")])
 def test_wrong_options(words, said, capsys):
     with pytest.raises(SystemExit) as e: plan.main(["--model_name", str(backbone_dir()), *words])
