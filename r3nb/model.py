@@ -8,7 +8,7 @@ __all__ = ['FLOOR', 'LORA_TARGETS', 'PLACEHOLDERS', 'N_SIGNALS', 'N_PAGE_SIGNALS
            'R3Config', 'saved_config', 'SoftTokens', 'channel_weights', 'EvidenceReader', 'PrefixEnhancer',
            'VisualMemory', 'LatentImputation', 'MemoryAligner', 'AdaptiveGate', 'ConfidenceHead', 'text_signals',
            'image_signals', 'RelevanceHead', 'Reconstructed', 'Reconstruction', 'one_line', 'build_prompt', 'Example',
-           'QueryMemo', 'merge_channels', 'make_examples', 'parts_of', 'in_order', 'gist', 'supports', 'gate_target',
+           'QueryMemo', 'merge_channels', 'make_examples', 'passages_of', 'in_order', 'gist', 'supports', 'gate_target',
            'stated_by', 'shared', 'page_signals', 'Manner', 'write_turns', 'encode_turns', 'read_ends', 'try_picture',
            'per_token_inputs', 'grown_value', 'scaled_size', 'shown_size', 'fit_picture', 'Pictures', 'widest_ratio',
            'read_manner', 'R3Collator', 'signals', 'Written', 'rank_pages', 'evenly', 'picture_sizes', 'foresee',
@@ -457,7 +457,7 @@ def make_examples(
     return out
 
 # %% ../nbs/05_model.ipynb #q056b
-def parts_of(page)->tuple[list[str], list[int]]: # its passages in reading order, and their places, best first
+def passages_of(page)->tuple[list[str], list[int]]: # its passages in reading order, and their places, best first
     "The passages of a page that was found."
     if not page.passages: raise DataError(f"the page {page.image_id} comes without passages, so nothing of it can be quoted; take evidence from `EvidenceIndex.search`, or give `passages`")
     places = {p.at: i for i, p in enumerate(sorted(page.passages, key=lambda p: p.at))}
@@ -481,7 +481,7 @@ FEW = 3 # passages of a page that its signals and targets look at
 
 def gist(page)->str:
     "What the best passages of a page say, in reading order."
-    texts, order = parts_of(page)
+    texts, order = passages_of(page)
     return in_order({at: texts[at] for at in order[:FEW]}, texts)
 
 # %% ../nbs/05_model.ipynb #c057
@@ -825,7 +825,7 @@ def prompt(self: R3Collator,
     own, n_own = self.own_text(text, question, for_own)
     ranked = sorted((j for j in range(len(example.pages)) if weights[j] > 0), key=lambda j: (-float(weights[j]), j))
     pages = [example.pages[j] for j in ranked]
-    lines, n_pages = self.quote([parts_of(p) for p in pages], for_pages)
+    lines, n_pages = self.quote([passages_of(p) for p in pages], for_pages)
     packed = lambda t: "".join(t.split()) # passages may meet where no blank stands
     lost = any(packed(line) != packed(self.plain(p.text)) for p, line in zip(pages, lines, strict=True))
     cut = ["text"] * bool(usual[0] and own != self.plain(text)) + ["evidence"] * bool(usual[1] and lost)

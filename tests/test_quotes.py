@@ -10,7 +10,7 @@ import tiny
 from r3nb.compare import shown_lines
 from r3nb.core import OMITTED, rng
 from r3nb.metrics import stands_in, word_line
-from r3nb.model import FEW, R3Collator, R3Config, build_prompt, gate_target, gist, in_order, make_examples, page_signals, parts_of, stated_by, supports
+from r3nb.model import FEW, R3Collator, R3Config, build_prompt, gate_target, gist, in_order, make_examples, page_signals, passages_of, stated_by, supports
 from r3nb.passages import nearness, split
 
 CONFIG = R3Config(text_dim=20, image_dim=24, bottleneck=16, heads=2, n_prefix=2, n_memory=2, n_latent=1, top_k=2, disable_soft_prefix=True)
@@ -72,7 +72,7 @@ def test_a_budget_is_filled_and_kept(processor, seed):
     g, c = rng("budget", seed), collator(processor)
     pages = [page(f"p{i}", [words((seed, i, k), int(g.integers(2, 6))) for k in range(n)], g.permutation(n)) for i, n in enumerate(g.integers(1, 6, 3))]
     budget = int(g.integers(20, 400))
-    lines, used = c.quote([parts_of(p) for p in pages], budget)
+    lines, used = c.quote([passages_of(p) for p in pages], budget)
     real = sum(map(c.count, lines)) # what stands there, marks included
     assert real <= used <= budget and used - real <= 1 # a blank at a cut is not written
     whole = all(line == p.text for line, p in zip(lines, pages, strict=True))
@@ -85,7 +85,7 @@ def test_a_budget_is_filled_and_kept(processor, seed):
 
 def test_the_best_of_each_page_comes_first(processor):
     a, b = page("a", ["a0 oslo", "a1 rome", "a2 lima"], [2, 0, 1]), page("b", ["b0 bern", "b1 bonn"], [1, 0])
-    quote = lambda budget: collator(processor).quote([parts_of(a), parts_of(b)], budget)[0]
+    quote = lambda budget: collator(processor).quote([passages_of(a), passages_of(b)], budget)[0]
     assert quote(14) == ["a2 lima", "b1 bonn"] and quote(26) == ["a0 oslo … a2 lima", "b1 bonn"] and quote(34) == ["a0 oslo … a2 lima", "b0 bern b1 bonn"]
     assert quote(99) == [a.text, b.text] and quote(7) == ["a2 lima", ""] and quote(0) == ["", ""]
     assert collator(processor).quote([], 9) == ([], 0)
