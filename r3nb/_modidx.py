@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'r3nb.audit.mean': ('audit.html#mean', 'r3nb/audit.py'),
                             'r3nb.audit.measure': ('audit.html#measure', 'r3nb/audit.py'),
                             'r3nb.audit.of_audit': ('audit.html#of_audit', 'r3nb/audit.py'),
+                            'r3nb.audit.passage_panel': ('audit.html#passage_panel', 'r3nb/audit.py'),
                             'r3nb.audit.passage_rows': ('audit.html#passage_rows', 'r3nb/audit.py'),
                             'r3nb.audit.passage_scores': ('audit.html#passage_scores', 'r3nb/audit.py'),
                             'r3nb.audit.prompt_writer': ('audit.html#prompt_writer', 'r3nb/audit.py'),

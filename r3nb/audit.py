@@ -6,7 +6,7 @@
 __all__ = ['BEST', 'BARS', 'HEADS', 'KEPT', 'SHOWN', 'AuditConfig', 'records_by_split', 'draw_sample', 'target_of', 'rank_scores',
            'passage_scores', 'prompt_writer', 'search_block', 'judge', 'passage_rows', 'mean', 'answer_rows',
            'recall_rows', 'measure', 'split_pages', 'duplicate_rows', 'held_and_kept', 'markdown', 'answer_panel',
-           'recall_panel', 'audit_figure', 'of_audit', 'section', 'run_audit', 'main']
+           'passage_panel', 'recall_panel', 'audit_figure', 'of_audit', 'section', 'run_audit', 'main']
 
 # %% ../nbs/10_audit.ipynb #c003
 from collections import defaultdict
@@ -262,6 +262,18 @@ def answer_panel(ax, rows: list[dict]):
     ax.set(xticks=range(len(rows)), xticklabels=[f"{r['split']} ({r['questions']})" for r in rows], ylim=(0, 1.02), ylabel="answers contained")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
+def passage_panel(ax, rows: list[dict]):
+    "Bars: where the evidence of either channel states the answer; a bar that was not measured is left out."
+    rows = [r for r in rows if r["channel"] == "either"]
+    places = [k for k in (rows[0] if rows else {}) if k not in ("split", "level", "channel", "questions")]
+    for i, place in enumerate(places):
+        colour, hatch = list(BARS.values())[i]
+        at = [(x, r[place]) for x, r in enumerate(rows) if r[place] is not None]
+        ax.bar([x + (i - (len(places) - 1) / 2) * .19 for x, _ in at], [share for _, share in at], .18,
+               color=INK[colour], hatch=hatch, edgecolor="white", label=place)
+    ax.set(xticks=range(len(rows)), xticklabels=[f"{r['split']} ({r['questions']})" for r in rows], ylim=(0, 1.02))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+
 def recall_panel(ax, rows: list[dict]):
     "Curves: recall against the number of pages, per split, target and channel."
     splits = list(dict.fromkeys(r["split"] for r in rows))
@@ -275,17 +287,19 @@ def recall_panel(ax, rows: list[dict]):
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
 # %% ../nbs/10_audit.ipynb #b023a
-def audit_figure(answers: list[dict], recalls: list[dict], levels: list[float]): # a figure
-    "One row per level of damage: answers in the evidence, and recall."
+def audit_figure(answers: list[dict], passages: list[dict], recalls: list[dict], levels: list[float]): # a figure
+    "One row per level of damage: answers in the evidence, the passages that state them, and recall."
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(len(levels), 2, figsize=(9.5, 3.1 * len(levels)), squeeze=False)
-        for (left, right), level in zip(axes, levels, strict=True):
+        fig, axes = plt.subplots(len(levels), 3, figsize=(14, 3.1 * len(levels)), squeeze=False, gridspec_kw={"wspace": .3, "hspace": .5})
+        for (left, middle, right), level in zip(axes, levels, strict=True):
             answer_panel(left, [r for r in answers if r["level"] == level])
+            passage_panel(middle, [r for r in passages if r["level"] == level])
             recall_panel(right, [r for r in recalls if r["level"] == level])
             left.set_title(f"answers in the evidence, damage {level:g}")
+            middle.set_title(f"where the answer stands, damage {level:g}")
             right.set_title(f"right pages found, damage {level:g}")
             if len(right.lines): right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, .5))
-        axes[0][0].legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(.5, -.12))
+        for ax in axes[0][:2]: ax.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(.5, -.12))
     return fig
 
 # %% ../nbs/10_audit.ipynb #c026
@@ -320,7 +334,7 @@ def run_audit(cfg: AuditConfig) -> dict: # what `audit.json` holds
     leaks = {split: leakage_audit(index, records) for split, records in splits.items()}
     leak_rows = [dict(split=s) | {k: v for k, v in found.items() if k not in ("examples", "documents")} for s, found in leaks.items()]
     out.mkdir(parents=True, exist_ok=True)
-    save(audit_figure(answers, recalls, cfg.levels), out/"audit")
+    save(audit_figure(answers, passages, recalls, cfg.levels), out/"audit")
     tables = {"answers": answers, "passages": passages, "recall": recalls, "near copies": copies, "held": held, "kept": kept[:KEPT], "leaks": leak_rows}
     with atomic_path(out/"audit.md") as p: p.write_text("\n".join(section(k, v, {"held": len(held), "kept": len(kept)}.get(k)) for k, v in tables.items()), encoding="utf-8")
     result = tables | dict(index=index.info, held_pairs=len(held), kept_pairs=len(kept), leak_examples={s: f["examples"] for s, f in leaks.items()})
