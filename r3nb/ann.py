@@ -448,5 +448,6 @@ class Searcher:
         index, resources = self.gpu
         if self.about["factory"] == "Flat" and resources is None: return top_rows(index, queries, top_k, allowed, self.page_of)
         scan = lambda short: scan_rows(self.path, queries[short], top_k, lambda i, rows: allowed(short[i], rows), self.page_of)
-        k = max(self.about.get("candidates", 256), 2 * top_k + 16) * (PER_PAGE if self.page_of else 1)
+        k, least = self.about.get("candidates", 256), 2 * top_k + 16
+        k = max(2 * k, PER_PAGE * least) if self.page_of else max(k, least)
         return near_rows(index, self.vectors.__getitem__, queries, top_k, allowed, k if resources is None else min(k, GPU_LIMIT), scan, self.page_of)

@@ -192,10 +192,12 @@ class RapidOCREngine:
         self.det_side = int(det_side) or 480*self.plain
         if self.det_side and self.det_side < 32: raise ConfigError(f"det_side: {det_side} pixels is too small to find text; use 480 or more")
         if self.max_words < 1: raise ConfigError(f"max_words: {max_words} words are none; use 1 or more")
-        how = "windows" if self.plain else f"turn={self.turn} max_words={self.max_words} pages"
-        self.version, cuda = f"{version('rapidocr')} det_side={self.det_side} {how}", cuda_params(device)
+        cuda, how = cuda_params(device), f"turn={self.turn} max_words={self.max_words}"
+        how = "windows" if self.plain else f"{how} pages" if cuda else f"{how} pages by line"
+        self.version = f"{version('rapidocr')} det_side={self.det_side} {how}"
         threads = {f"EngineConfig.onnxruntime.{k}_op_num_threads": 1 for k in ("intra", "inter")}
         most = {} if self.plain else {"Det.max_candidates": 10*self.max_words}
+        if not self.plain and not cuda: most["Rec.rec_batch_num"] = 1 # a batch is padded to its longest line, which only a GPU has time for
         self.ocr = RapidOCR(params=threads | cuda | most | {"Global.log_level": "error", "Global.use_cls": False,
                                                             "Det.limit_side_len": self.det_side or 736, "Det.limit_type": "max"})
         if cuda and device != "auto": self.check_device(device)
