@@ -1,10 +1,11 @@
 """The site: notebooks executed by nbdev's processors, turned into MyST-NB pages, built by Sphinx with every warning an error.
 
     python scripts/docs.py                 build _docs (what has not changed is not executed again)
-    python scripts/docs.py --pages core    only execute the pages with this name; no site
+    python scripts/docs.py --check         the same, but an output that is not the saved one is an error
+    python scripts/docs.py --pages core    only execute the pages with this name, and save their outputs; no site
 
-A notebook is executed once: its outputs and the documentation of its functions come out of the same run. The executed pages are kept in _proc,
-each with a fingerprint of its code and of the modules and files that it reads.
+A notebook is executed once: its outputs, which are saved in it, and the documentation of its functions come out of the same run. The executed
+pages are kept in _proc, each with a fingerprint of its code and of the modules and files that it reads.
 """
 import argparse
 import functools
@@ -16,13 +17,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import yaml
+from outputs import ROOT, check, outputs, plain, save, without_outputs
+
 NBS, WORK, OUT = ROOT/"nbs", ROOT/"_proc", ROOT/"_docs"
 FOLDERS = ("howto", "tutorials") # folders of nbs whose notebooks are pages, beside those of nbs itself
 LEFT_OUT = {"explore"} # notebooks that only live in a running Jupyter
@@ -58,8 +60,8 @@ def stamp(path):
     text = path.read_text(encoding="utf-8")
     helpers = [p for p in (ROOT/"tests").glob("*.py") if not p.stem.startswith("test_") and re.search(rf"\b{p.stem}\b", text) and "tests" in text]
     reads |= {str(p.relative_to(ROOT)): sha256_file(p) for p in [ROOT/"locks/cpu.txt", *helpers, *(ROOT/"runs/profiles").glob("*.yaml")]}
-    makers = [inspect.getsource(f) for f in (RunAll, execute)]
-    return fingerprint([sha256_file(path), makers, code_of(path), reads])
+    makers = [inspect.getsource(f) for f in (RunAll, execute)] + [(ROOT/"scripts/outputs.py").read_text(encoding="utf-8")]
+    return fingerprint([without_outputs(text), makers, code_of(path), reads])
 
 
 # Execution ---------------------------------------------------------------------------------------------------------------------------
@@ -92,7 +94,8 @@ def execute(page, path):
     nb = read_nb(path)
     NBProcessor(nb=nb, procs=[populate_language, add_show_docs, RunAll, hide_line, clean_magics], rm_directives=False).process()
     module = next((c.directives_["default_exp"] for c in nb.cells if c.cell_type == "code" and "default_exp" in c.directives_), None)
-    kept = [{"kind": c.cell_type, "source": c.source, "directives": dict(getattr(c, "directives_", None) or {}), "outputs": c.get("outputs", [])} for c in nb.cells]
+    kept = [{"kind": c.cell_type, "id": c.get("id"), "source": c.source, "directives": dict(getattr(c, "directives_", None) or {}), "outputs": c.get("outputs", [])} for c in nb.cells]
+    for c in kept: c["outputs"] = [] if HIDDEN & c["directives"].keys() else outputs(c["outputs"])
     for c in kept:
         if c["kind"] == "code" and (m := SHOW.match(c["source"].strip())): c |= {"kind": "reference", "source": f"{module}:{m[1]}", "outputs": []}
     seconds = round(time.time() - start, 1)
@@ -132,24 +135,7 @@ def convert(cell, page):
     if cell["kind"] != "code" or HIDDEN & says.keys(): return
     source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
     tags = ["remove-input"] if says.get("echo") == "false" else ["hide-input"] if page in PROSE or {"export", "exports", "exporti"} & says.keys() else []
-    outputs = [o for o in map(output, cell["outputs"]) if o]
-    if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": outputs, "execution_count": None}
-
-
-def output(o):
-    "An output without what a page cannot show: progress bars, live widgets, the layout of this machine"
-    text = lambda v: "".join(v) if isinstance(v, list) else v
-    kind = o["output_type"]
-    if kind == "stream": return None if o["name"] == "stderr" else {"output_type": "stream", "name": o["name"], "text": plain(text(o["text"]))}
-    if kind not in ("display_data", "execute_result") or "widget" in " ".join(o["data"]): return None
-    data = {k: plain(text(v)) if k.startswith("text/") or k.endswith("xml") else text(v) for k, v in o["data"].items()}
-    return {"output_type": "display_data", "data": data, "metadata": {}}
-
-
-def plain(text):
-    "Text without the folders of the machine that built the site"
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
-    return re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "demo", text)
+    if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": cell["outputs"], "execution_count": None}
 
 
 def links(source, page="", home=NBS):
@@ -228,6 +214,46 @@ def last_time(page, path):
     return json.loads(done.read_text(encoding="utf-8"))["seconds"] if done.is_file() else path.stat().st_size/2000
 
 
+def shown_by(page):
+    "What the cells of a page have shown, by their ids"
+    cells = json.loads((WORK/"run"/f"{page}.json").read_text(encoding="utf-8"))["cells"]
+    return {c["id"]: c["outputs"] for c in cells if c["kind"] == "code" and c["id"]}
+
+
+def keep_outputs(pages):
+    "Save the outputs of all pages in their notebooks"
+    new = [path.name for page, path in pages.items() if save(path, shown_by(page))]
+    print(f"outputs saved in {len(new)} notebooks: {', '.join(new)}" if new else "outputs: as saved")
+
+
+def check_outputs(pages):
+    "Are the saved outputs what the code gives today?"
+    wrong = [line for page, path in pages.items() for line in check(path, shown_by(page))]
+    if wrong: sys.exit("\n".join([*wrong, f"error: {len(wrong)} outputs are not those that are saved; run make docs and look at what has changed"]))
+
+
+def parts():
+    "The parts of the book: name -> what it is about and its chapters"
+    return yaml.safe_load((ROOT/"docs/parts.yaml").read_text(encoding="utf-8"))
+
+
+def part_page(part):
+    "Address of the page of a part"
+    return f"book/{part.lower()}"
+
+
+def write_parts(src, title):
+    "A page for each part of the book, with its chapters below it in the side bar; returns the same as one list, for the overview"
+    every = []
+    for part, said in parts().items():
+        chapters = [f"modules/{c}" for c in said["chapters"]]
+        entries = "\n".join("* [{1}](/{0}.ipynb): {2}".format(c, *title(c)) for c in chapters)
+        tree = "\n".join(["```{toctree}", ":hidden:", "", *(f"/{c}" for c in chapters), "```"])
+        (src/f"{part_page(part)}.md").write_text(f"# {part}\n\n> {said['about']}\n\n{entries}\n\n{tree}\n", encoding="utf-8")
+        every.append(f"## [{part}](/{part_page(part)}.md)\n\n{said['about']}\n\n{entries}")
+    return "\n\n".join(every)
+
+
 def gather(pages):
     "Put the sources of the site into one folder: docs, executed notebooks, pictures"
     src = WORK/"src"
@@ -244,12 +270,13 @@ def gather(pages):
         (src/p.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, src/p.relative_to(NBS))
     (src/"toc.md").unlink()
+    (src/"parts.yaml").unlink()
+    (src/"book").mkdir()
     title = lambda p: re.match(r"# (.+)\s+> (.+)", page_cells(p)[0]["source"]).groups()
     under = lambda folder: [p for p in pages if p.startswith(f"{folder}/")]
     listed = (ROOT/"docs/toc.md").read_text(encoding="utf-8")
-    lists = {"HOWTO": "\n".join(f"/{p}" for p in under("howto") if f"/{p}\n" not in listed), "MODULES": "\n".join(f"/{p}" for p in under("modules")), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")),
-             "BOOK": "\n".join("* [{1}](/{0}.ipynb): {2}".format(p, *title(p)) for p in under("modules"))}
-    fill = lambda text, put: re.sub(r"% (HOWTO|MODULES|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
+    lists = {"HOWTO": "\n".join(f"/{p}" for p in under("howto") if f"/{p}\n" not in listed), "PARTS": "\n".join(f"/{part_page(p)}" for p in parts()), "TUTORIALS": "\n".join(f"/{p}" for p in under("tutorials")), "BOOK": write_parts(src, title)}
+    fill = lambda text, put: re.sub(r"% (HOWTO|PARTS|TUTORIALS|BOOK)\b", lambda m: put(lists[m[1]]), text)
     for f, put in ((src/"index.ipynb", lambda t: json.dumps(t, ensure_ascii=False)[1:-1]), (src/"modules/index.md", str)): f.write_text(fill(f.read_text(encoding="utf-8"), put), encoding="utf-8")
     return src
 
@@ -257,6 +284,7 @@ def gather(pages):
 def main():
     ap = argparse.ArgumentParser(description="Build the site into _docs")
     ap.add_argument("--pages", nargs="*", help="execute only the pages whose name ends so, and build no site")
+    ap.add_argument("--check", action="store_true", help="save no outputs; one that is not the saved one is an error")
     ap.add_argument("--execute", help="run the notebook of one page in this process")
     args, start = ap.parse_args(), time.time()
     pages = notebooks()
@@ -266,9 +294,10 @@ def main():
     if args.pages is not None:
         wrong = [n for n in args.pages if not any(p.split("/")[-1] == n for p in pages)]
         if wrong: sys.exit(f"no page '{wrong[0]}'; there are {', '.join(sorted(p.split('/')[-1] for p in pages))}")
-        run_pages({p: f for p, f in pages.items() if p.split("/")[-1] in args.pages})
-        return
+        pages = {p: f for p, f in pages.items() if p.split("/")[-1] in args.pages}
     run_pages(pages)
+    (check_outputs if args.check else keep_outputs)(pages)
+    if args.pages is not None: return
     src = gather(pages)
     env = os.environ | {"R3NB_ROOT": str(ROOT), "R3NB_REPOSITORY": REPOSITORY}
     part = WORK/"html"

@@ -1,0 +1,153 @@
+"""Outputs of executed notebooks: cleaned of what belongs to one machine, small, saved in the notebooks, compared with what the code gives today."""
+import base64
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops, ImageStat
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = 60_000 # bytes of a picture, at most
+PIXELS = 3.0 # mean difference of two pictures that count as equal, of 255
+NEAR = 1e-3 # relative difference of two numbers that count as equal; or one in the last decimal that is shown
+NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])")
+DIGEST = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,64}\b")
+SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain") # the first that there is counts
+
+
+def joined(value):
+    "Text that nbformat keeps as lines."
+    return "".join(value) if isinstance(value, list) else value
+
+
+def plain(text):
+    "Text without the folders, the addresses and the terminal codes of the machine that made it."
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "demo", text)
+    return re.sub(r" at 0x[0-9a-f]{6,}", "", text)
+
+
+def small(png):
+    "A picture, base64, of at most PICTURE bytes: in 256 colours where it is larger, and then with fewer pixels."
+    raw = base64.b64decode(png)
+    if len(raw) <= PICTURE: return base64.b64encode(raw).decode()
+    image, scale = Image.open(io.BytesIO(raw)).convert("RGB"), 1.0
+    dpi = Image.open(io.BytesIO(raw)).info.get("dpi")
+    while True:
+        size, out = [max(1, round(s*scale)) for s in image.size], io.BytesIO()
+        part = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+        part = part.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        part.save(out, "PNG", optimize=True, **({"dpi": tuple(d*scale for d in dpi)} if dpi else {}))
+        if out.tell() <= PICTURE: return base64.b64encode(out.getvalue()).decode()
+        scale *= .85
+
+
+def output(o):
+    "One output without what a page cannot show: progress bars, live widgets, the layout of this machine; None if nothing is left."
+    kind = o["output_type"]
+    if kind == "stream":
+        text = plain(joined(o["text"]))
+        return None if o["name"] == "stderr" or not text.strip() else {"name": o["name"], "output_type": "stream", "text": text}
+    if kind not in ("display_data", "execute_result") or "widget" in " ".join(o["data"]): return None
+    best = next((k for k in SHOWN if k in o["data"]), None)
+    if not best: return None
+    value = joined(o["data"][best])
+    data = {best: small(value) if best == "image/png" else plain(value)}
+    return {"data": data, "metadata": {}, "output_type": "display_data"}
+
+
+def outputs(found):
+    "The outputs of one cell, texts that follow each other as one."
+    out = []
+    for o in filter(None, map(output, found)):
+        if o["output_type"] == "stream" and out and out[-1].get("name") == o["name"]: out[-1]["text"] += o["text"]
+        else: out.append(o)
+    return out
+
+
+# In notebooks ------------------------------------------------------------------------------------------------------------------------
+
+def lines(value): return value.splitlines(keepends=True)
+
+
+def as_saved(o):
+    "An output as nbformat keeps it: text by lines."
+    if o["output_type"] == "stream": return o | {"text": lines(o["text"])}
+    return o | {"data": {k: v if k == "image/png" else lines(v) for k, v in o["data"].items()}}
+
+
+def as_shown(o):
+    "An output as `output` makes it, from a notebook."
+    if o["output_type"] == "stream": return o | {"text": joined(o["text"])}
+    return o | {"data": {k: joined(v) for k, v in o["data"].items()}}
+
+
+def without_outputs(text):
+    "The source of a notebook, whatever was saved with it."
+    return [{k: c[k] for k in ("cell_type", "id", "metadata", "source") if k in c} for c in json.loads(text)["cells"]]
+
+
+def code_cells(book, found):
+    "Each code cell of a notebook, with what its run has shown."
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code": yield cell, found.get(cell["id"], [])
+
+
+def save(path, found):
+    "Write outputs, by the id of their cell, into a notebook; returns whether anything has changed."
+    text = path.read_text(encoding="utf-8")
+    book = json.loads(text)
+    for cell, shown in code_cells(book, found): cell["outputs"] = [as_saved(o) for o in shown]
+    new = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    if new != text: path.write_text(new, encoding="utf-8")
+    return new != text
+
+
+def check(path, found):
+    "What differs between the outputs in a notebook and those of a run, a line for each cell."
+    book = json.loads(path.read_text(encoding="utf-8"))
+    for cell, shown in code_cells(book, found):
+        why = different([as_shown(o) for o in cell["outputs"]], shown)
+        if why: yield f"{path.name}, cell {cell['id']}: {why}"
+
+
+# Comparison --------------------------------------------------------------------------------------------------------------------------
+
+def different(saved, today):
+    "Why two lists of outputs are not the same, or nothing."
+    kinds = lambda outs: [o.get("name") or next(iter(o["data"])) for o in outs]
+    if kinds(saved) != kinds(today): return f"it shows {kinds(today) or 'nothing'}, saved is {kinds(saved) or 'nothing'}"
+    for a, b in zip(saved, today, strict=True):
+        if "text" in a: why = other_text(a["text"], b["text"])
+        else:
+            kind, old = next(iter(a["data"].items()))
+            why = (other_picture if kind == "image/png" else other_text)(old, b["data"][kind])
+        if why: return why
+
+
+def other_text(old, new):
+    "Where two texts differ by more than the last digits of their numbers, or a digest that follows from them."
+    a, b = (NUMBER.split(DIGEST.sub("<digest>", t)) for t in (old, new))
+    same = len(a) == len(b) and all(near(x, y) if i % 2 else x.split() == y.split() for i, (x, y) in enumerate(zip(a, b, strict=True)))
+    if same: return None
+    first = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
+    return f"it shows {new[max(0, first - 30):first + 50]!r}, saved is {old[max(0, first - 30):first + 50]!r}"
+
+
+def near(x, y):
+    "Are two numbers equal but for their last digits? Whole numbers have to be equal."
+    if x == y: return True
+    if not any(c in x + y for c in ".e"): return False
+    decimals = len(x.split("e")[0].partition(".")[2])
+    unit = 0 if "e" in x + y else 1.01*10.0**-decimals
+    return abs(float(x) - float(y)) <= max(NEAR*abs(float(x)), unit)
+
+
+def other_picture(old, new):
+    "Why two pictures are not alike, or nothing."
+    a, b = (Image.open(io.BytesIO(base64.b64decode(p))).convert("RGB") for p in (old, new))
+    if a.size != b.size: return f"a picture of {b.size[0]} x {b.size[1]} pixels, saved is one of {a.size[0]} x {a.size[1]}"
+    mean = max(ImageStat.Stat(ImageChops.difference(a, b)).mean)
+    if mean > PIXELS: return f"a picture that differs by {mean:.1f} of 255 on average from the saved one, {PIXELS:g} is allowed"
