@@ -244,7 +244,8 @@ def score_table(
 
 def means(g:pd.DataFrame)->dict:
     "The means of all other scores in a group"
-    whole = {k: float(g[k].mean()) for k in ("em", "f1", "bleu", "rouge_l", "sqa_em", "esar", *VERDICTS) if k in g and g[k].notna().all()}
+    own = [k for k in g if ":" in k] # metrics that are named by their import path
+    whole = {k: float(g[k].mean()) for k in ("em", "f1", "bleu", "rouge_l", "sqa_em", "esar", *VERDICTS, *own) if k in g and g[k].notna().all()}
     return whole | {k: float(g[k].mean()) for k in ("support", "esar_chance") if k in g and g[k].notna().any()}
 
 # %% ../nbs/07_compare.ipynb #c063a
