@@ -608,10 +608,13 @@ def show(
 )->str: # a Markdown table
     "Pooled scores, one line per mode and one column per level"
     if not summary["answered"]: return f"{summary['n_predictions']} answers without references, so without scores; r3nb_submission makes the file for the test server"
-    cell = {(r["mode"], r["level"]): f"{100*r['estimate']:.1f}" for r in summary["scores"] if r["dataset"] == "all"}
-    head = "| mode | " + " | ".join(f"λ={v:g}" for v in summary["levels"]) + " |\n|---" + "|---:" * len(summary["levels"]) + "|\n"
-    table = head + "\n".join("| " + " | ".join([m, *(cell.get((m, v), "") for v in summary["levels"])]) + " |" for m in summary["modes"])
-    return "\n\n".join([table, *notes_of(summary)])
+    known = [r for r in summary["by_damage"] if r["damage"] != DRAWN]
+    levels = sorted({*summary["levels"], *(r["level"] for r in known)})
+    cell = {(r["mode"], r.get("damage"), r["level"]): f"{100*r['estimate']:.1f}" for r in [*summary["scores"], *known] if r["dataset"] == "all"}
+    line = lambda name, *key: "| " + " | ".join([name, *(cell.get((*key, v), "") for v in levels)]) + " |"
+    head = "| mode | " + " | ".join(f"λ={v:g}" for v in levels) + " |\n|---" + "|---:" * len(levels) + "|"
+    others = [line(f"{m}, {d}", m, d) for d, m in dict.fromkeys((r["damage"], r["mode"]) for r in known)]
+    return "\n\n".join(["\n".join([head, *(line(m, m, None) for m in summary["modes"]), *others]), *notes_of(summary)])
 
 def notes_of(
     summary:dict, # from `summarise`
