@@ -425,6 +425,7 @@ def gpu_copy(index): # the index and its resources
     try: return faiss.index_cpu_to_gpu(resources, int(os.environ.get("LOCAL_RANK", 0)) % faiss.get_num_gpus(), index), resources
     except RuntimeError: return index, None # FAISS keeps this structure on the CPU
 
+# %% ../nbs/04_ann.ipynb #c0gpul
 GPU_LIMIT = 2048 # neighbours that FAISS returns from a GPU
 
 class Searcher:

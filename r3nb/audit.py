@@ -274,6 +274,7 @@ def passage_panel(ax, rows: list[dict]):
     ax.set(xticks=range(len(rows)), xticklabels=[f"{r['split']} ({r['questions']})" for r in rows], ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
 
+# %% ../nbs/10_audit.ipynb #b023r
 def recall_panel(ax, rows: list[dict]):
     "Curves: recall against the number of pages, per split, target and channel."
     splits = list(dict.fromkeys(r["split"] for r in rows))

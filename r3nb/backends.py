@@ -263,6 +263,6 @@ def set_generators(state: dict)->None:
 def all_generators()->list[dict]:
     "The generators of all processes, for process 0 to write."
     if not dist.is_initialized(): return [generators()]
-    out = [None] * dist.get_world_size()
+    out: list = [None] * dist.get_world_size()
     dist.all_gather_object(out, generators())
     return out

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'SUMMARY', 'CLASSES', 'TEXT_VALUES', 'CUTS', 'DRAWN', 'PAIR', 'POWER', 'GAINS', 'SHARES', 'COUNTED', 'BY',
-           'KEY', 'TEST_QUESTIONS', 'classes_of', 'shown_lines', 'text_measures', 'flat_row', 'partners', 'by_chance',
-           'flat_rows', 'load_predictions', 'drawn', 'formed', 'of_damage', 'paired', 'interval', 'sums_of', 'estimate',
-           'ratio', 'parts_of', 'score_table', 'means', 'compare', 'power_table', 'ablation_table', 'breakdown',
-           'class_table', 'mark_flips', 'countable', 'curve_numbers', 'shared_sums', 'levels_in', 'robustness_table',
-           'damage_tables', 'esar_table', 'control_table', 'gate_table', 'confidence_table', 'correlation',
-           'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'cut_table', 'cut_line', 'tables_of', 'rescore',
-           'scored_again', 'pick_cases', 'show', 'notes_of', 'CompareConfig', 'mode_pairs', 'keyed', 'tell', 'match',
-           'number_row', 'group_rows', 'groups_of', 'compare_modes', 'settings_notes', 'compare_files', 'comparison_md',
-           'main', 'SubmissionConfig', 'question_id', 'submission', 'submission_main']
+           'KEY', 'TEST_QUESTIONS', 'main_modes', 'classes_of', 'shown_lines', 'text_measures', 'flat_row', 'partners',
+           'by_chance', 'flat_rows', 'load_predictions', 'drawn', 'formed', 'of_damage', 'paired', 'interval',
+           'sums_of', 'estimate', 'ratio', 'parts_of', 'score_table', 'means', 'compare', 'power_table',
+           'ablation_table', 'breakdown', 'class_table', 'mark_flips', 'countable', 'curve_numbers', 'shared_sums',
+           'levels_in', 'robustness_table', 'damage_tables', 'esar_table', 'control_table', 'gate_table',
+           'confidence_table', 'correlation', 'calibration_table', 'side_pairs', 'modes_in', 'summarise', 'cut_table',
+           'cut_line', 'tables_of', 'rescore', 'scored_again', 'pick_cases', 'show', 'notes_of', 'CompareConfig',
+           'mode_pairs', 'keyed', 'tell', 'match', 'number_row', 'group_rows', 'groups_of', 'compare_modes',
+           'settings_notes', 'compare_files', 'comparison_md', 'main', 'SubmissionConfig', 'question_id', 'submission',
+           'submission_main']
 
 # %% ../nbs/07_compare.ipynb #c002
 import re
@@ -29,8 +30,15 @@ from .metrics import (NO_ANSWER, VERDICTS, calibration, detectable_difference, h
                           stands_in, verdict, word_line)
 
 # %% ../nbs/07_compare.ipynb #c005
-ORDER = ("base", "base+text", "lora", "rag", "r3") # the main modes, as tables list them
+ORDER = ("base", "base+text", "lora", "rag", "r3") # the main modes of the study, as tables list them
 SUMMARY = "summary.json" # name of the file that all tables go to
+
+def main_modes(
+    names, # of modes
+)->list[str]:
+    "Those of `ORDER`, and then every mode that is no control or ablation of one of them"
+    parts = tuple(f"{m}{sign}" for m in ORDER for sign in "+-")
+    return [m for m in ORDER if m in names] + sorted(m for m in names if m not in ORDER and not m.startswith(parts))
 
 # %% ../nbs/07_compare.ipynb #c055a
 CLASSES = ("kind", "human_or_machine", "answer_type", "operation/reasoning", "no_answer") # columns that sort questions into classes
@@ -244,7 +252,8 @@ def score_table(
 
 def means(g:pd.DataFrame)->dict:
     "The means of all other scores in a group"
-    whole = {k: float(g[k].mean()) for k in ("em", "f1", "bleu", "rouge_l", "sqa_em", "esar", *VERDICTS) if k in g and g[k].notna().all()}
+    own = [k for k in g if ":" in k] # metrics that are named by their import path
+    whole = {k: float(g[k].mean()) for k in ("em", "f1", "bleu", "rouge_l", "sqa_em", "esar", *VERDICTS, *own) if k in g and g[k].notna().all()}
     return whole | {k: float(g[k].mean()) for k in ("support", "esar_chance") if k in g and g[k].notna().any()}
 
 # %% ../nbs/07_compare.ipynb #c063a
@@ -599,10 +608,13 @@ def show(
 )->str: # a Markdown table
     "Pooled scores, one line per mode and one column per level"
     if not summary["answered"]: return f"{summary['n_predictions']} answers without references, so without scores; r3nb_submission makes the file for the test server"
-    cell = {(r["mode"], r["level"]): f"{100*r['estimate']:.1f}" for r in summary["scores"] if r["dataset"] == "all"}
-    head = "| mode | " + " | ".join(f"λ={v:g}" for v in summary["levels"]) + " |\n|---" + "|---:" * len(summary["levels"]) + "|\n"
-    table = head + "\n".join("| " + " | ".join([m, *(cell.get((m, v), "") for v in summary["levels"])]) + " |" for m in summary["modes"])
-    return "\n\n".join([table, *notes_of(summary)])
+    known = [r for r in summary["by_damage"] if r["damage"] != DRAWN]
+    levels = sorted({*summary["levels"], *(r["level"] for r in known)})
+    cell = {(r["mode"], r.get("damage"), r["level"]): f"{100*r['estimate']:.1f}" for r in [*summary["scores"], *known] if r["dataset"] == "all"}
+    line = lambda name, *key: "| " + " | ".join([name, *(cell.get((*key, v), "") for v in levels)]) + " |"
+    head = "| mode | " + " | ".join(f"λ={v:g}" for v in levels) + " |\n|---" + "|---:" * len(levels) + "|"
+    others = [line(f"{m}, {d}", m, d) for d, m in dict.fromkeys((r["damage"], r["mode"]) for r in known)]
+    return "\n\n".join(["\n".join([head, *(line(m, m, None) for m in summary["modes"]), *others]), *notes_of(summary)])
 
 def notes_of(
     summary:dict, # from `summarise`

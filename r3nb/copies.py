@@ -193,7 +193,7 @@ def toned(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # both
     miss_b, miss_a = (joint * (to_b[:, None] - levels) ** 2).sum(), (joint.T * (to_a[:, None] - levels) ** 2).sum()
     return (a.astype("float32"), cv2.LUT(b, to_a)) if miss_a <= miss_b else (cv2.LUT(a, to_b), b.astype("float32"))
 
-def overlap(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]: # of one size
+def overlap(a: np.ndarray, b: np.ndarray, placing: np.ndarray, pixels: int) -> tuple[np.ndarray, ...]: # two of one size
     "The part that both pages show, at the resolution of the coarser one."
     sx, ox, sy, oy = placing
     coarse = min(b.shape[1] * sx / a.shape[1], b.shape[0] * sy / a.shape[0], 1)

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, check_out, console, counted, from_dict, keep_other, nearest, open_image,
+from .core import (ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, check_image, check_out, console, counted, from_dict, import_named, keep_other, nearest, open_image,
                        page_count, parse_cli, progress, read_json, read_jsonl, read_records, replaced, resolve_image, rng, sha256_file, sha256_text, write_jsonl)
 
 # %% ../nbs/01_data.ipynb #c006
@@ -50,7 +50,7 @@ class DatasetSpec:
     hub: tuple[HubSource, ...] # where to download it
     question_field: str # raw column of the question
     answers_field: str # raw column of the references: a list of strings, or one string
-    metric: str # the official metric, by its name in `r3nb.metrics`
+    metric: str # how answers are scored: a name of `METRICS`, or `package.module:function`
     image_field: str = "image" # raw column of the image path, relative to the raw folder
     ocr_field: str|None = None # raw column of OCR text that comes with the dataset
     unique: tuple[str, ...] = () # rows that agree in these raw columns are repetitions; () for none
@@ -113,7 +113,9 @@ def folder_spec(
         if k in given: raise ConfigError(f"{path}: leave '{k}' out; the dataset is named by --dataset, and read from this folder")
     columns = {"question_field": "question", "answers_field": "answers"}
     spec = from_dict(DatasetSpec, columns | given | {"name": name, "hub": ()}, str(path))
-    if spec.metric not in METRICS: raise ConfigError(f"{path}: unknown metric '{spec.metric}'{nearest(spec.metric, METRICS)}")
+    if ":" in spec.metric: import_named(spec.metric, f"{path}: metric")
+    elif spec.metric not in METRICS:
+        raise ConfigError(f"{path}: unknown metric '{spec.metric}'{nearest(spec.metric, METRICS)}; one of your own is named as package.module:function")
     return spec
 
 # %% ../nbs/01_data.ipynb #c016a

@@ -90,13 +90,13 @@ def put_text(db: sqlite3.Connection, text: str) -> int: # its id
     "The id of a text; new texts are stored."
     digest = sha256(text.encode()).digest()
     known = db.execute("select id from texts where digest = ?", (digest,)).fetchone()
-    return known[0] if known else db.execute("insert into texts (digest, text, length) values (?, ?, ?)", (digest, text, len(text))).lastrowid
+    return int(known[0] if known else db.execute("insert into texts (digest, text, length) values (?, ?, ?)", (digest, text, len(text))).lastrowid)
 
 def put_image(db: sqlite3.Connection, image_path: str, facts: tuple[str, int, int]) -> int: # its id
     "The id of a picture's content; new ones are stored."
     known = db.execute("select id from images where sha256 = ?", facts[:1]).fetchone()
     if known: return known[0]
-    return db.execute("insert into images (sha256, image_path, size, mtime) values (?, ?, ?, ?)", (facts[0], image_path, *facts[1:])).lastrowid
+    return int(db.execute("insert into images (sha256, image_path, size, mtime) values (?, ?, ?, ?)", (facts[0], image_path, *facts[1:])).lastrowid)
 
 @patch
 def put(self: PageStore, page: dict): # a page; with `image_sha256` its file is taken as known

@@ -90,7 +90,7 @@ class TextEncoder:
     def workers(self) -> int: return block_workers()
 
     @property
-    def dim(self) -> int: return self.model.get_embedding_dimension()
+    def dim(self) -> int: return int(self.model.get_embedding_dimension())
 
     @cached_property
     def tokenizer(self): return deepcopy(self.model.tokenizer)

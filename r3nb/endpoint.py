@@ -116,7 +116,7 @@ def models_at(
     except (openai.APIError, ValueError) as e:
         if isinstance(e.__cause__, (httpx2.ConnectError, httpx2.ConnectTimeout)):
             raise EndpointError(f"nobody answers at {api_url(cfg.endpoint)} ({reason_of(e)}); start the server, or check --endpoint") from e
-        if getattr(e, "status_code", 0) in (401, 403): raise refusal(e, cfg) from e
+        if getattr(e, "status_code", 0) in (401, 403) and (said := refusal(e, cfg)): raise said from e
         return []
     rows = data.get("data") if isinstance(data, dict) else None
     return sorted(str(m["id"]) for m in rows or [] if isinstance(m, dict) and "id" in m)

@@ -10,11 +10,11 @@ __all__ = ['MODES', 'CONTROLS', 'CONFIDENCES', 'ABLATIONS', 'BUDGETS', 'BLOCK', 
            'find_evidence', 'Answer', 'flags_of', 'LastPictures', 'same_pictures', 'device_of', 'weights_folder',
            'checkpoints_of', 'with_dtype', 'check_models', 'Readers', 'settled', 'open_readers', 'row_key',
            'read_partial', 'append_rows', 'make_row', 'held_field', 'content_of', 'run_facts', 'run_key', 'same_own',
-           'own_file', 'check_rows', 'check_copy', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of', 'goes_on',
-           'own_folder', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer', 'foreseen',
-           'take_folder', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery', 'copy_page',
-           'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line', 'inputs_line',
-           'evaluate', 'main']
+           'own_metrics', 'own_file', 'check_rows', 'check_copy', 'by_length', 'rows_of', 'Part', 'Plan', 'plan_of',
+           'goes_on', 'own_folder', 'answer_part', 'only', 'check_controls', 'Team', 'team', 'answers', 'open_writer',
+           'foreseen', 'take_folder', 'sweep', 'open_index', 'row_files', 'finish', 'save_case', 'save_gallery',
+           'copy_page', 'save_examples', 'suffix_of', 'settings_of', 'frozen_report', 'withheld', 'withheld_line',
+           'inputs_line', 'evaluate', 'main']
 
 # %% ../nbs/08_eval.ipynb #c002
 import importlib.metadata
@@ -34,11 +34,11 @@ import numpy as np
 from fastcore.basics import patch
 
 from .compare import SUMMARY, load_predictions, pick_cases, rescore, show, summarise
-from .core import (CheckpointError, ConfigError, DataError, ImageError, R3Error, atomic_path, code_dir, console, fingerprint, named_fault, nearest, open_image, parse_cli,
+from .core import (CheckpointError, ConfigError, DataError, ImageError, QARecord, R3Error, atomic_path, code_dir, console, fingerprint, named_fault, nearest, open_image, parse_cli,
                        progress, read_json, read_jsonl, read_records, resolve_image, run_dir_fresh, sha256_file, sha256_text, worker_pool,
                        write_json, write_manifest)
 from .core import check_out, settle
-from .corrupt import own_digests, own_sources
+from .corrupt import Corrupted, own_digests, own_sources
 from .endpoint import FAILED, NOTE, Endpoint, EndpointOptions, check_endpoint, endpoint_report, named, open_collator
 from .frozen import Condition, FreshInputs, FrozenInputs, Pages, check_conditions, conditions_of, damage_key, reader_of
 from .metrics import score, task_metric
@@ -296,10 +296,10 @@ def eval_records(
 @dataclass
 class Case:
     "One question under one condition: a record and what is left of it"
-    record: object # the `QARecord`, with the OCR confidence of the text that is seen
+    record: QARecord # with the OCR confidence of the text that is seen
     level: float # corruption level
     seed: int # corruption seed
-    seen: object # the `Corrupted` image, text and question
+    seen: Corrupted # image, text and question
     own: object = None # vector of the damaged picture, where an index is open
     damage: str = "drawn" # what was damaged
     row: dict|None = None # what identifies the damaged input
@@ -587,16 +587,22 @@ def run_key(cfg:EvalConfig)->str: return fingerprint(run_facts(cfg))
 
 # %% ../nbs/08_eval.ipynb #c040y
 def same_own(
-    damage:list[str], # what is damaged
+    used:list[str], # what is damaged, and metrics
     out:Path, # folder of a run
 )->None:
-    "Keep the digests of families of one's own; refuse a folder with rows of one whose code has changed"
+    "Keep the digests of families and metrics of one's own; refuse a folder with rows of one whose code has changed"
     file = Path(out)/"own_families.json"
     had = read_json(file) if file.is_file() else {}
-    now = {f: fingerprint(own_digests([f])) for f in damage if ":" in f}
+    now = {f: fingerprint(own_digests([f])) for f in used if ":" in f}
     changed = [f for f in now if had.get(f, now[f]) != now[f]]
     if changed: raise ConfigError(f"{out}: its rows of {changed[0]} were made by other code than is there now; evaluate into another out_dir")
     if now: write_json(file, had | now)
+
+def own_metrics(
+    records:list, # the questions
+)->list[str]: # import paths
+    "Name the metrics of one's own that records are scored by"
+    return sorted({m for r in records if ":" in (m := task_metric(r.dataset, r.meta.get("metric")))})
 
 # %% ../nbs/08_eval.ipynb #e040p
 def own_file(
@@ -860,7 +866,7 @@ def take_folder(
     "Take a folder for a run, or refuse one that holds something else"
     if cfg.frozen: open_inputs(cfg).check(plan.records, list(plan.modes))
     run_dir_fresh(out, fingerprint(facts := run_facts(cfg)), facts, cfg.overwrite, own_file)
-    same_own(cfg.damage, out)
+    same_own([*cfg.damage, *own_metrics(plan.records)], out)
     check_rows(out, plan, cfg.overwrite)
 
 # %% ../nbs/08_eval.ipynb #c050

@@ -107,6 +107,7 @@ class Ask:
     question: str = "" # what is asked about the own page
     answer: str = "" # the right answer, if it is known
 
+# %% ../nbs/14_explorer.ipynb #c010e
 @dataclass
 class Explored:
     "What came out: everything that is shown"
@@ -124,6 +125,13 @@ class Explored:
         last = list(self.answers.values())[-1]
         return (show_sample(self.record, self.clean, self.seen, estimate=self.estimate, confidence=last.confidence) + show_answer(self.record, self.answers)
                 + show_evidence(self.found, self.image_root, self.record.answers, last.shown))
+
+    def __repr__(self):
+        "The question, what is left of the page, all answers, and the evidence that the last one was shown"
+        name, last = list(self.answers.items())[-1]
+        lines = [self.seen.question, f"  left of the page at damage {self.seen.level:g}: {self.seen.pseudo_text}",
+                 *(f"  {mode}: {a.text}" for mode, a in self.answers.items()), f"  {name} was shown"]
+        return "\n".join([*lines, *(f"    {p['image_id']}: {p['text']}" for p in last.shown["passages"])])
 
     def _repr_html_(self): return self.view()._repr_html_()
 

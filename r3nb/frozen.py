@@ -182,7 +182,9 @@ class Pages:
     def __init__(self,
         root, # folder that image paths start from
         budget:int=2**30, # bytes of pixels to keep
-    ): self.root, self.room, self.kept, self.marks, self.last = root, budget, {}, {}, (None, None)
+    ):
+        self.root, self.room, self.kept, self.marks = root, budget, {}, {}
+        self.last: tuple = None, None # path and picture that were asked for last
 
     def open(self, path:str)->Image.Image:
         "A picture; from memory if it was kept"

@@ -560,7 +560,7 @@ class Held:
 
 class Found(dict):
     "Evidence of one query by channel, and what was held back."
-    def __init__(self, by_channel: dict, held: list[Held] = ()): super().__init__(by_channel); self.held = list(held)
+    def __init__(self, by_channel: dict, held: list[Held]|tuple = ()): super().__init__(by_channel); self.held = list(held)
 
 @patch
 def sift(self: EvidenceIndex, channel: str, hits: list, looks: list[Look], top_k: int) -> tuple[list, list[Held]]: # the first top_k that are no copies, and the copies among them
@@ -697,7 +697,7 @@ def encode_queries(
 # %% ../nbs/04_indices.ipynb #p050
 NEAR = .3 # what words count beside a cosine in the order of passages
 
-def nearest_first(found: dict, question: str) -> dict: # channel -> evidence
+def nearest_first(found: dict, question: str) -> Found: # channel -> evidence
     "Put those passages of each page in front that are near a question by their vectors and their words."
     def order(e):
         if len(e.passages) < 2: return e
@@ -705,7 +705,7 @@ def nearest_first(found: dict, question: str) -> dict: # channel -> evidence
         worth = {p.at: NEAR * n + (0 if math.isnan(p.score) else p.score) for p, n in zip(e.passages, near, strict=True)}
         return replace(e, passages=tuple(sorted(e.passages, key=lambda p: (-round(worth[p.at], DIGITS), p.at))))
     by = {c: [order(e) for e in es] for c, es in found.items()}
-    return Found(by, found.held) if isinstance(found, Found) else by
+    return Found(by, found.held if isinstance(found, Found) else ())
 
 # %% ../nbs/04_indices.ipynb #c052
 def donors(

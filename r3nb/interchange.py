@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'KINDS', 'TEXTS', 'SCORES', 'KEYS', 'NAME', 'TASKS', 'READ_ME', 'picture_bytes', 'Shown', 'shown',
            'open_picture', 'png_bytes', 'plain_prompts', 'collated_prompts', 'features', 'to_row', 'write_rows',
-           'Function', 'write_yaml', 'TasksConfig', 'task_name', 'task_file', 'clean_parts', 'thawed', 'frozen_parts',
-           'write_part', 'write_groups', 'task_budgets', 'check_tasks', 'made_of', 'write_tasks', 'main']
+           'task_scores', 'Function', 'write_yaml', 'TasksConfig', 'task_name', 'task_file', 'clean_parts', 'thawed',
+           'frozen_parts', 'write_part', 'write_groups', 'task_budgets', 'check_tasks', 'made_of', 'write_tasks',
+           'main']
 
 # %% ../nbs/13_interchange.ipynb #c003
 import io
@@ -156,6 +157,12 @@ SCORES = {"relaxed_accuracy": ("chartqa", ("relaxed_overall", "relaxed_human_spl
           "screenqa": ("screenqa", ("sqa_f1", "sqa_em")), "exact_match": ("short_answer", ("em", "f1")), "token_f1": ("short_answer", ("f1", "em")),
           "bleu": ("bleu", ("bleu",)), "rouge_l": ("rouge_l", ("rouge_l",))} # metric: function of the task file, its scores, the headline first
 
+def task_scores(
+    metric:str, # a metric's name or import path
+)->tuple[str, tuple[str, ...]]: # function of the task file, empty for none; its scores, the headline first
+    "What computes a metric in a task"
+    return SCORES.get(metric, ("own_metric", (metric,)))
+
 # %% ../nbs/13_interchange.ipynb #c028
 class Function(str):
     "A name that YAML writes as `!function name`"
@@ -215,7 +222,7 @@ def task_file(
     rows:dict, # lists of the values that occur in some of their columns
 )->dict: # for `write_yaml`
     "The content of one task file"
-    function, metrics = SCORES[rows["metric"][0]]
+    function, metrics = task_scores(rows["metric"][0])
     used = [m for m in metrics if not m.endswith("_split") or m.split("_")[1] in rows["kind"]]
     return {"task": name, "dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": data}}, "test_split": "test",
             "output_type": "generate_until", "doc_to_visual": Function("utils.doc_to_visual"),
@@ -278,7 +285,7 @@ def write_part(
         name = task_name(cfg, dataset, condition, mode)
         write_yaml(folder/f"{name}.yaml", task_file(cfg, name, mode, data, values))
         group, top = (task_name(cfg, dataset, values["damage"][0], mode), task_name(cfg, "frozen", mode)) if condition else (task_name(cfg, mode), "")
-        done[name] = {"group": group, "top": top, "metric": SCORES[values["metric"][0]][1][0], "n": n}
+        done[name] = {"group": group, "top": top, "metric": task_scores(values["metric"][0])[1][0], "n": n}
     return done
 
 # %% ../nbs/13_interchange.ipynb #c036b

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'PUNCTUATION', 'ALONE', 'WIDTH', 'doc_to_visual', 'around', 'doc_to_text', 'doc_to_text_with_page',
            'chartqa', 'normalise', 'word_f1', 'best', 'screenqa', 'one_spelling', 'plain_form', 'Words', 'short_answer',
-           'bleu', 'rouge_l']
+           'bleu', 'rouge_l', 'own_metric']
 
 # %% ../nbs/13_lmms_task.ipynb #c003
+import importlib
 import re
 import string
 import unicodedata
@@ -97,3 +98,9 @@ def rouge_l(doc, results):
     "ROUGE-L F-measure, the best over all references"
     from rouge_score.rouge_scorer import RougeScorer
     return {"rouge_l": max(RougeScorer(["rougeL"], tokenizer=Words()).score(r, results[0].strip())["rougeL"].fmeasure for r in doc["answers"])}
+
+# %% ../nbs/13_lmms_task.ipynb #c018own
+def own_metric(doc, results):
+    "The score of a metric that is named by its import path"
+    module, _, name = doc["metric"].partition(":")
+    return {doc["metric"]: float(getattr(importlib.import_module(module), name)(results[0].strip(), list(doc["answers"])))}

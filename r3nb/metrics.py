@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NO_ANSWER', 'METRIC_KEYS', 'TASK_METRICS', 'VERDICTS', 'relaxed_accuracy', 'anls', 'normalise', 'screenqa',
-           'plain_form', 'exact_match', 'token_f1', 'bleu', 'rouge_l', 'task_metric', 'score', 'area', 'retention',
-           'error_ratio', 'robustness', 'flip_rate', 'word_line', 'stands_in', 'supported', 'answer_support', 'verdict',
-           'hallucinated', 'weak', 'Interval', 'resample', 'spread', 'paired_bootstrap', 'detectable_difference',
-           'holm', 'rank_correlation', 'calibration']
+           'plain_form', 'exact_match', 'token_f1', 'bleu', 'rouge_l', 'task_metric', 'own_score', 'score', 'area',
+           'retention', 'error_ratio', 'robustness', 'flip_rate', 'word_line', 'stands_in', 'supported',
+           'answer_support', 'verdict', 'hallucinated', 'weak', 'Interval', 'resample', 'spread', 'paired_bootstrap',
+           'detectable_difference', 'holm', 'rank_correlation', 'calibration']
 
 # %% ../nbs/07_metrics.ipynb #c003
 import functools
@@ -22,7 +22,7 @@ from statistics import NormalDist
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from .core import DataError, nearest, rng
+from .core import ConfigError, DataError, import_named, nearest, rng
 from .data import DATASETS
 
 # %% ../nbs/07_metrics.ipynb #c006
@@ -163,26 +163,42 @@ def rouge_l(prediction:str, references:list[str])->float:
 # %% ../nbs/07_metrics.ipynb #c022a
 METRIC_KEYS = {"screenqa": "sqa_f1", "relaxed_accuracy": "relaxed_accuracy", "anls": "anls", "exact_match": "em", "token_f1": "f1",
     "bleu": "bleu", "rouge_l": "rouge_l"} # metric of a dataset: key of its headline score
-TASK_METRICS = {name: METRIC_KEYS[spec.metric] for name, spec in DATASETS.items()}
+TASK_METRICS = {name: METRIC_KEYS.get(spec.metric, spec.metric) for name, spec in DATASETS.items()}
 
 def task_metric(
     dataset:str, # name of the dataset
-    metric:str|None=None, # name of a metric, for a dataset that is not in the registry
+    metric:str|None=None, # a metric's name or import path, for a dataset that is not in the registry
 )->str: # name of the metric
     "By which metric a dataset is scored"
     name = DATASETS[dataset].metric if dataset in DATASETS else metric
     if name is None:
         raise DataError(f"no metric for dataset {dataset!r}{nearest(dataset, DATASETS)}; write a dataset.json in its raw folder and run r3nb_unify, "
             "which records the metric as meta.metric")
-    if name not in tuple(METRIC_KEYS): raise DataError(f"unknown metric {name!r} of dataset {dataset!r}{nearest(name, METRIC_KEYS)}")
+    if isinstance(name, str) and ":" in name: import_named(name, f"metric of dataset {dataset!r}")
+    elif name not in tuple(METRIC_KEYS):
+        raise DataError(f"unknown metric {name!r} of dataset {dataset!r}{nearest(name, METRIC_KEYS)}; one of your own is named as package.module:function")
     return name
+
+# %% ../nbs/07_metrics.ipynb #c022own
+def own_score(
+    path:str, # `package.module:function`
+    prediction:str, # what the model said
+    references:list[str], # every accepted answer
+)->float: # between 0 and 1
+    "Score an answer with a metric of one's own, and see that it returns what it should"
+    f = import_named(path, "metric")
+    try: out = f(prediction, list(references))
+    except Exception as e:
+        raise ConfigError(f"metric: {path} failed for the answer {prediction!r} ({type(e).__name__}: {e}); mend the function") from e
+    if isinstance(out, (bool, int, float, np.number)) and 0 <= out <= 1: return float(out)
+    raise ConfigError(f"metric: {path} returned {out!r} for the answer {prediction!r}; expected a number from 0 (wrong) to 1 (right)")
 
 # %% ../nbs/07_metrics.ipynb #c022c
 def score(
     dataset:str, # name of the dataset
     prediction:str, # what the model said
     references:list[str], # every accepted answer
-    metric:str|None=None, # name of a metric, for a dataset that is not in the registry
+    metric:str|None=None, # a metric's name or import path, for a dataset that is not in the registry
 )->dict: # scores by name; `score` is the task's own metric
     "All scores of one prediction"
     name = task_metric(dataset, metric)
@@ -191,8 +207,9 @@ def score(
     if name == "screenqa": out["sqa_em"], out["sqa_f1"] = screenqa(prediction, references)
     if name == "relaxed_accuracy": out["relaxed_accuracy"] = relaxed_accuracy(prediction, references)
     if name == "anls": out["anls"] = anls(prediction, references)
+    if ":" in name: out[name] = own_score(name, prediction, references)
     if dataset not in DATASETS and not prediction.strip(): out = dict.fromkeys(out, 0.0)
-    return {"score": out[METRIC_KEYS[name]], **out}
+    return {"score": out[METRIC_KEYS.get(name, name)], **out}
 
 # %% ../nbs/07_metrics.ipynb #c028
 def _curve(curve)->tuple[np.ndarray, np.ndarray]:
@@ -461,7 +478,7 @@ def rank_correlation(
     a, b, (names, member) = np.asarray(a, float), np.asarray(b, float), np.unique(clusters, return_inverse=True)
     rho = lambda w: _weighted_correlation(_ranks(a, w), _ranks(b, w), w)
     if np.isnan(found := rho(np.ones(len(a)))): return None
-    return spread([rho(w[member]) for part in _counts(len(names), n, seed) for w in part], found)
+    return spread([rho(w[member]) for part in _counts(len(names), n, seed) for w in part], found) # pyrefly: ignore
 
 # %% ../nbs/07_metrics.ipynb #c049
 def calibration(

@@ -132,7 +132,7 @@ def saved_config(
 
 # %% ../nbs/05_model.ipynb #c011b
 @patch(as_prop=True)
-def n_soft(self: R3Config)->tuple[int, int, int]: # how many placeholders of each kind a prompt carries
+def n_soft(self: R3Config)->tuple[int, ...]: # how many placeholders of each kind a prompt carries
     off = self.disable_prefix, self.disable_visual_memory, self.disable_latent_tokens
     sizes = self.n_prefix, self.n_memory, self.n_latent
     return tuple(0 if self.disable_soft_prefix or o else n for n, o in zip(sizes, off, strict=True))
@@ -1247,7 +1247,7 @@ def role(self: R3Model, name: str)->Iterator[Reconstruction]: # the modules of t
     before = [(m._active_adapter, m._disable_adapters) for m in layers]
     for m in layers: m._active_adapter, m._disable_adapters = [{"teacher": "teacher"}.get(name, "default")], name == "base"
     acting, self.acting = self.acting, name
-    try: yield self.teacher_ if name == "teacher" else self.modules_
+    try: yield self.teacher_ if name == "teacher" else self.modules_ # pyrefly: ignore
     finally:
         self.acting = acting
         for m, (active, off) in zip(layers, before, strict=True): m._active_adapter, m._disable_adapters = active, off

@@ -140,7 +140,7 @@ LONG = 2 # a picture whose longer side is more than so many times the shorter on
 def windows(
     length:int, # longer side of a picture
     side:int, # length of a window
-)->list[tuple[int, int, float, float]]: # start and end of each window, and the part of the picture that it owns
+)->list[tuple]: # start and end of each window, and the part of the picture that it owns
     "Overlapping windows that cover a length; every point belongs to one of them"
     n = 1 if length <= side else 1 + -(-(length - side) // (side - side//4))
     starts = [round(i * (length - side) / (n - 1)) if n > 1 else 0 for i in range(n)]
@@ -500,7 +500,7 @@ def load_engine(
     for member in ("name", "version"):
         if not isinstance(getattr(engine, member, None), str): raise ConfigError(f"engine: {path} has no text attribute '{member}'; add it")
     if not callable(engine): raise ConfigError(f"engine: {path} cannot be called with an image; give it a __call__ method")
-    return engine
+    return engine # pyrefly: ignore
 
 def engine_label(engine:OCREngine)->str:
     "Name and version, as recorded with each reading"

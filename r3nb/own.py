@@ -21,7 +21,7 @@ import pypdfium2
 from PIL import Image
 from pypdfium2.raw import FPDF_ERR_PASSWORD
 
-from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, R3Error, counted, from_dict, nearest, open_image, page_count, read_json,
+from .core import (TMP_PREFIX, ConfigError, DataError, ImageError, QARecord, R3Error, counted, from_dict, import_named, nearest, open_image, page_count, read_json,
                        sha256_file, write_json)
 from .data import listed, read_ocr_cache, tidy_lines
 from .metrics import METRIC_KEYS
@@ -253,7 +253,7 @@ def page_records(
     image_root, # folder that holds the pictures, with subfolders as you like
     cache=None, # file of OCR readings to write or continue; None is ocr.jsonl beside the folder
     dataset:str="own", # a name for the documents
-    metric:str="anls", # how answers are scored: screenqa, relaxed_accuracy, anls, exact_match, token_f1, bleu or rouge_l
+    metric:str="anls", # how answers are scored: screenqa, relaxed_accuracy, anls, exact_match, token_f1, bleu, rouge_l or package.module:function
     workers:int=2, # processes that read
     ocr:dict|None=None, # other options of r3nb_ocr, such as {"overwrite": True}
     engine:str="", # import path of the engine class, as package.module:Class; empty takes the default of r3nb_ocr
@@ -261,7 +261,8 @@ def page_records(
 )->list[QARecord]: # one for each page, without a question
     "Read a folder of pictures by OCR, and make a document of each"
     root = Path(image_root)
-    if metric not in METRIC_KEYS: raise ConfigError(f"unknown metric '{metric}'{nearest(metric, METRIC_KEYS)}")
+    if ":" in metric: import_named(metric, "metric")
+    elif metric not in METRIC_KEYS: raise ConfigError(f"unknown metric '{metric}'{nearest(metric, METRIC_KEYS)}")
     if not root.is_dir(): raise DataError(f"{root}: no such folder; name the folder of the pictures")
     cache, pictures = Path(cache or root.parent/"ocr.jsonl"), _pictures(root)
     chosen = {k: v for k, v in {"engine": engine, "engine_args": engine_args}.items() if v}

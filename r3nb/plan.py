@@ -303,7 +303,7 @@ def how(case: str, dtype: torch.dtype)->tuple: # precision of autocast, are weig
 
 def lora_config(cfg: PlanConfig)->R3Config: return R3Config(lora_r=cfg.lora_r, lora_targets=cfg.lora_targets, freeze_vision=cfg.freeze_vision)
 
-def prepared(body: Anatomy, case: str, cfg: PlanConfig)->tuple[nn.Module, dict, dict]: # the small model, and numbers of layers
+def prepared(body: Anatomy, case: str, cfg: PlanConfig)->tuple: # the small model, and numbers of layers
     "A small copy in which what trains is marked."
     model, *counts = small(body)
     with quiet():
@@ -327,7 +327,7 @@ def patches(config, tokens: int)->int:
     if side == 1 and whole and getattr(v, "image_size", None): return round(tokens * (one(v.image_size) // one(v.patch_size))**2 / whole)
     return round(tokens * side**2)
 
-def sight(body: Anatomy)->tuple[int, int, int]: # width, heads, blocks
+def sight(body: Anatomy)->tuple: # width, heads, blocks
     "The sizes of a vision tower that every family names otherwise."
     blocks, v = body.model.get_submodule(body.vision), body.model.config.vision_config
     width = next(m.weight.shape[-1] for m in blocks.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight"))

@@ -207,7 +207,7 @@ def stage_params(
 def load_profile(
     path, # the YAML file
     stages:list[Stage], # the stages it may speak of
-    across:list[Stage]=(), # those about all variants
+    across:list[Stage]|tuple=(), # those about all variants
 )->Profile:
     "Read a profile; every key must be a stage or a stage's parameter"
     d, lines = read_yaml(path)
@@ -553,7 +553,7 @@ class StageReporter(ConsoleReporter):
 # %% ../nbs/11_study.ipynb #c062
 def run_stages(
     run:Run, # the run
-    only:list[str]=(), # run up to these stages; all when empty
+    only:list[str]|tuple=(), # run up to these stages; all when empty
 )->None:
     "Bring the stages up to date, in order"
     wanted = [o for o in only if o not in run.borrowed]
@@ -684,9 +684,10 @@ def survey(
 # %% ../nbs/11_study.ipynb #c066g
 def weight(size:int)->str:
     "Bytes in words"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB": return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
-        size /= 1000
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value >= 1000: value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
 
 def status_table(
     rows:list[Row], # of `survey`
@@ -733,7 +734,7 @@ def homes(
 def waste_of(
     out:Path, # the folder of a study
     stages:list[str], # folders of stages that the profile knows
-    only:list[str]=(), # those to clean; all when empty
+    only:list[str]|tuple=(), # those to clean; all when empty
 )->list[Waste]:
     "What the stages of a study have made"
     found = []
@@ -871,7 +872,7 @@ def after_all(
 
 def open_study(
     cfg:Where, # which study
-    only:list[str]=(), # stages by name, as typed by a person
+    only:list[str]|tuple=(), # stages by name, as typed by a person
 )->tuple[Path, list[Run], list[str]]: # its folder, its runs, and the folders of the stages in `only`
     "Check everything and lay out the runs; writes nothing"
     stages, last = find_stages(cfg.stages), Path(cfg.stages)/"across"

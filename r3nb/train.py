@@ -337,7 +337,7 @@ def evidence(self: TrainSet,
     images: list, # their undamaged pictures
     damaged: list, # their damaged versions
     memo: QueryMemo # keeps the vectors of the damaged versions
-)->list[dict]|None: # per sample, channel -> pages
+)->list|None: # per sample, channel -> pages
     "What each sample is given: its own evidence, or a stranger's."
     c = self.config
     if self.index is None or not c.channels: return None
@@ -788,7 +788,7 @@ class Tracker(TrainerCallback):
 def reporters(cfg: TrainConfig, step: int, leads: bool)->list[TrainerCallback]:
     "Callbacks that send the log to where it was asked for; `leads` is true in the first process."
     from torch.utils.tensorboard import SummaryWriter
-    board = [TensorBoardCallback(SummaryWriter(str(run_dir(cfg)/"tensorboard"), purge_step=step))] if leads and "tensorboard" in cfg.report_to else []
+    board: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(str(run_dir(cfg)/"tensorboard"), purge_step=step))] if leads and "tensorboard" in cfg.report_to else []
     return board + [Tracker(name, cfg) for name in cfg.report_to if name in ("wandb", "trackio")]
 
 # %% ../nbs/06_train.ipynb #c043
@@ -958,7 +958,7 @@ def of_run(name: str)->bool:
     return name in ("run.json", "manifest.json", "history.jsonl") or bool(re.match(r"(checkpoints/step_\d+|tensorboard|failed_step_\d+)/", name))
 
 # %% ../nbs/06_train.ipynb #f053
-def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->None:
+def claim_folder(cfg: TrainConfig, index: EvidenceIndex|None)->Path|None: # the file, where it is new
     "Write down what this run is, or check that the folder's run is the same."
     options = {k: v for k, v in asdict(cfg).items() if k not in (*FREE_OPTIONS, *PATH_OPTIONS)}
     start = sha256_text("".join(map(sha256_file, sorted(starting_weights(cfg.resume_from).glob("[abm]*.safetensors"))))) if cfg.resume_from else None
@@ -1184,7 +1184,7 @@ def train(cfg: TrainConfig)->Path: # the last checkpoint
     inputs = [p for p in (cfg.train_jsonl, cfg.val_jsonl) if p] + own_sources(cfg.families)
     first(lambda: write_manifest(run_dir(cfg), asdict(cfg), {"train": cfg.seed}, inputs))
     if newest_checkpoint(cfg.output_dir).name == f"step_{cfg.max_steps}": first(lambda: settle(cfg.output_dir))
-    return newest_checkpoint(cfg.output_dir)
+    return checkpoints(cfg.output_dir)[0]
 
 # %% ../nbs/06_train.ipynb #c066
 @console

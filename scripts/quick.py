@@ -18,8 +18,8 @@ TESTS = { # test files of a part, where they are not just the one of its name
     "ann": ["scale"], "backends": ["dist"], "corrupt": ["corrupt", "own_families"], "documents": ["scale"], "encoders": ["scale"],
     "explorer": ["explore"], "export": ["commands"], "hardware": ["commands"], "lmms_task": ["interchange"], "pool": [],
     "room": ["commands"], "show": ["explore"], "words": ["commands"], "index": [], "method": [], "results": [], "ten_minutes": [],
-    "own_documents": ["own"], "robustness_curve": ["figures"], "own_corruption": ["own_families"], "own_dataset": ["data"],
-    "own_model": ["families"], "own_ocr": ["ocr"], "training": ["launch"]}
+    "own_documents": ["own"], "robustness_curve": ["figures"], "own_corruption": ["own_families"], "own_dataset": ["data", "own_metrics"],
+    "own_model": ["families"], "own_ocr": ["ocr"], "training": ["launch"], "metrics": ["metrics", "own_metrics"]}
 
 
 def parts():

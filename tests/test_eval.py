@@ -60,7 +60,7 @@ def test_ablation_names_are_flags_of_the_model():
     for m in ("base", "base+text", "lora", "rag", "r3", *(f"r3-{a}" for a in ev.ABLATIONS)): replace(R3Config(), **ev.flags_of(parse_mode(m), EvalConfig()))
 
 
-def test_tables_know_the_main_modes(): assert tuple(ev.MODES) == ORDER
+def test_tables_know_the_main_modes(): assert tuple(ev.MODES)[:len(ORDER)] == ORDER
 
 
 def test_disable_flags_name_the_mode():
