@@ -58,12 +58,12 @@ quick: $(STAMP)
 # earlier stages: the tiny study at the end executes each of them.
 test: $(STAMP) $(LMMS)/.installed
 	$(BIN)/ruff check --quiet .
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/docs.py --check
 	$(BIN)/python -m pytest
 	$(BIN)/nbdev-test nbs/explore.ipynb
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT INT TERM && for p in smoke staged-smoke; do echo "tiny study: $$p" && $(BIN)/r3nb_study runs/profiles/$$p.yaml --out "$$tmp" || exit; done
 
-# Every notebook is executed once, with what has changed since the last time; a warning of Sphinx is an error.
+# Every notebook is executed once, with what has changed since the last time, and its outputs are saved in it; a warning of Sphinx is an error.
 docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
 

@@ -281,6 +281,12 @@ def gather(pages):
     return src
 
 
+def sources_of(src):
+    "A fingerprint of all that Sphinx reads"
+    from r3nb.core import fingerprint, sha256_file
+    return fingerprint({str(p.relative_to(src)): sha256_file(p) for p in sorted(src.rglob("*")) if p.is_file()} | {"lock": sha256_file(ROOT/"locks/cpu.txt")})
+
+
 def main():
     ap = argparse.ArgumentParser(description="Build the site into _docs")
     ap.add_argument("--pages", nargs="*", help="execute only the pages whose name ends so, and build no site")
@@ -299,6 +305,10 @@ def main():
     (check_outputs if args.check else keep_outputs)(pages)
     if args.pages is not None: return
     src = gather(pages)
+    mark, now = WORK/"site.stamp", sources_of(src)
+    if OUT.is_dir() and mark.is_file() and mark.read_text() == now:
+        print(f"{OUT}/index.html: nothing has changed")
+        return
     env = os.environ | {"R3NB_ROOT": str(ROOT), "R3NB_REPOSITORY": REPOSITORY}
     part = WORK/"html"
     shutil.rmtree(part, ignore_errors=True)
@@ -306,6 +316,7 @@ def main():
     if done.returncode: sys.exit(done.returncode)
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.move(part, OUT)
+    mark.write_text(now)
     print(f"{OUT}/index.html: {sum(1 for _ in OUT.rglob('*.html'))} pages in {time.time() - start:.0f} s")
 
 

@@ -17,15 +17,26 @@ DIGEST = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,64}\b")
 SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain") # the first that there is counts
 
 
+MACHINE = ( # what a run says about this machine and this hour, and what is kept instead
+    (r"^\[\d{4}-\d\d-\d\d [\d:,]+\] \[[A-Z]+\].*\n?", ""), # a library's log
+    (r"[^\n]*\r(?!\n)", ""), # a line that was written over
+    (r"\b(in|after|took|takes) \d[\d.,]* (ms|s|min)\b", r"\1 … \2"),
+    (r"\b\d[\d.,]* (images|samples|tokens|pages|it)(/s|_per_second)\b", r"… \1\2"),
+    (r"'(samples|tokens)_per_second': [\d.]+", r"'\1_per_second': …"),
+    (r"(?<= )\d{1,3}:\d\d(?![\d:])", "0:00"), # minutes and seconds
+    (r"\b\d[\d,]* MB are free", "… MB are free"))
+
+
 def joined(value):
     "Text that nbformat keeps as lines."
     return "".join(value) if isinstance(value, list) else value
 
 
 def plain(text):
-    "Text without the folders, the addresses and the terminal codes of the machine that made it."
+    "Text without the folders, the addresses, the times and the terminal codes of the machine that made it."
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
     text = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+", "demo", text)
+    for what, instead in MACHINE: text = re.sub(what, instead, text, flags=re.M)
     return re.sub(r" at 0x[0-9a-f]{6,}", "", text)
 
 

@@ -152,7 +152,7 @@ def test_without_a_browser_ci_says_what_is_missing(tmp_path):
 @pytest.fixture(scope="module")
 def site():
     "The built site; `make docs` makes it, and keeps what has not changed"
-    done = subprocess.run([sys.executable, ROOT/"scripts/docs.py"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, ROOT/"scripts/docs.py", "--check"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, f"the site does not build:\n{(done.stdout + done.stderr)[-4000:]}"
     return SITE
 
