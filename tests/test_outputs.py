@@ -1,0 +1,92 @@
+"""Outputs that are saved in the notebooks: what a saved one is, what counts as the same, and that every page has them."""
+import base64
+import io
+import json
+import re
+import sys
+
+import pytest
+from browser import ROOT
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(ROOT/"scripts"))
+from docs import notebooks
+from outputs import PICTURE, check, different, outputs, save, small
+
+PAGES = {page: path for page, path in notebooks().items() if page != "index"}
+stream = lambda text, name="stdout": {"output_type": "stream", "name": name, "text": text}
+shown = lambda **data: {"output_type": "execute_result", "execution_count": 7, "metadata": {}, "data": {k.replace("_", "/", 1): v for k, v in data.items()}}
+
+
+def png(colour="white", size=(40, 30), noise=False):
+    im = Image.effect_noise(size, 90).convert("RGB") if noise else Image.new("RGB", size, colour)
+    if noise: ImageDraw.Draw(im).rectangle((5, 5, size[0]//2, size[1]//2), fill=colour)
+    out = io.BytesIO()
+    im.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def of(path): return [o for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_what_it_promises(page):
+    assert len(of(PAGES[page])) >= 1, "no saved output: run make docs"
+
+
+def test_most_cells_that_a_reader_sees_have_one():
+    cells = [c for p in PAGES.values() for c in json.loads(p.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    cells = [c for c in cells if not re.search(r"^#\|\s*(export|exports|exporti|hide|default_exp)\b", "".join(c["source"]), re.M) and "show_doc" not in "".join(c["source"])]
+    assert sum(bool(c["outputs"]) for c in cells) > len(cells)/2
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_saved_outputs_are_small_and_of_no_machine(page):
+    path = PAGES[page]
+    assert path.stat().st_size < 1_200_000
+    for o in of(path):
+        text = "".join(o.get("text") or "".join("".join(v) for k, v in o["data"].items() if not k.startswith("image/png")))
+        wrong = re.search(r"(?:/home/|/root/|/Users/|/tmp/)|0x[0-9a-f]{8}|\x1b\[|\bin \d+\.\d+ s\b|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", text)
+        assert not wrong, f"{page}: {text[max(0, wrong.start() - 60):wrong.end() + 60]!r}"
+        if "image/png" in o.get("data", {}): assert len(base64.b64decode(o["data"]["image/png"])) <= PICTURE
+
+
+def test_a_machine_leaves_no_trace():
+    got = outputs([stream("read in 1.4 s (1.40 images/s)\n"), stream("hidden", "stderr"), stream("a\x1b[31mb\x1b[0m\n"), stream("10%\r100%\n"),
+                   stream(f"{ROOT}/nbs/x <object at 0x7f00deadbeef>\n"), stream("stage    0:02   4 kB, bad.json:3:10\n"),
+                   stream("[2026-01-02 03:04:05,678] [WARNING] [x.py:1:f] no GPU\n"), shown(text_plain="<Figure>", image_png=png())])
+    text, picture = got
+    assert text["text"] == "read in … s (… images/s)\nab\n100%\nnbs/x <object>\nstage    0:00   4 kB, bad.json:3:10\n"
+    assert list(picture["data"]) == ["image/png"] and "execution_count" not in picture
+
+
+def test_large_pictures_become_small_and_the_same_each_time():
+    big = png("red", (900, 700), noise=True)
+    assert len(base64.b64decode(big)) > PICTURE
+    assert small(big) == small(big) and len(base64.b64decode(small(big))) <= PICTURE and small(png()) == png()
+
+
+@pytest.mark.parametrize("old,new,same", [
+    ("score 0.8512, n 12\n", "score 0.8513, n 12\n", True), ("score 1,234.5\n", "score 1,234.6\n", True), ("lr 1.0000e-05\n", "lr 1.0001e-05\n", True),
+    ("sha 1a2b3c4d5e6f\n", "sha 9f8e7d6c5b4a\n", True), ("score 0.85\n", "score 0.95\n", False), ("n 12\n", "n 13\n", False), ("answer cat\n", "answer dog\n", False),
+    ("one\n", "one\ntwo\n", False)])
+def test_what_counts_as_the_same_text(old, new, same):
+    why = different(outputs([stream(old)]), outputs([stream(new)]))
+    assert (why is None) == same and (same or "saved is" in why)
+
+
+def test_what_counts_as_the_same_picture():
+    def diff(a, b): return different(outputs([shown(image_png=a)]), outputs([shown(image_png=b)]))
+    assert diff(png("white"), png((254, 254, 254))) is None
+    assert "differs by" in diff(png("white"), png("black")) and "pixels" in diff(png(), png(size=(41, 30)))
+    assert "saved is" in different([], outputs([stream("new\n")])) and "nothing" in different(outputs([stream("old\n")]), [])
+
+
+def test_saving_and_checking(tmp_path):
+    "Outputs come into a notebook by the ids of its cells; the second time nothing is written; a cell that shows something else is named"
+    path, cell = tmp_path/"a.ipynb", {"cell_type": "code", "execution_count": None, "id": "c1", "metadata": {}, "outputs": [], "source": ["1 + 1"]}
+    path.write_text(json.dumps({"cells": [cell, {"cell_type": "markdown", "id": "m", "metadata": {}, "source": ["x"]}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    found = {"c1": outputs([shown(text_plain="2"), shown(image_png=png())])}
+    assert save(path, found) and not save(path, found) and list(check(path, found)) == []
+    assert [line.split(":")[0] for line in check(path, {"c1": outputs([shown(text_plain="3"), shown(image_png=png())])})] == ["a.ipynb, cell c1"]
+    assert list(check(path, {}))
