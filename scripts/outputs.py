@@ -22,7 +22,7 @@ MACHINE = ( # what a run says about this machine and this hour, and what is kept
     (r"[^\n]*\r(?!\n)", ""), # a line that was written over
     (r"\b(in|after|took|takes) \d[\d.,]* (ms|s|min)\b", r"\1 … \2"),
     (r"\b\d[\d.,]* (images|samples|tokens|pages|it)(/s|_per_second)\b", r"… \1\2"),
-    (r"'(samples|tokens)_per_second': [\d.]+", r"'\1_per_second': …"),
+    (r"'(samples_per_second|tokens_per_second|memory_gb)': [\d.]+", r"'\1': …"),
     (r"(?<= )\d{1,3}:\d\d(?![\d:])", "0:00"), # minutes and seconds
     (r"\b\d[\d,]* MB are free", "… MB are free"))
 
