@@ -124,6 +124,13 @@ def test_numbers_of_the_home_page_come_from_the_results():
     assert f"{100*score['estimate']:.1f} [{100*score['low']:.1f}, {100*score['high']:.1f}]" in (ROOT/"README.md").read_text(encoding="utf-8")
 
 
+def test_each_chapter_stands_in_one_part():
+    parts = yaml.safe_load((DOCS/"parts.yaml").read_text(encoding="utf-8"))
+    listed = [c for part in parts.values() for c in part["chapters"]]
+    assert sorted(listed) == sorted(re.sub(r"^[0-9]+[a-z]?_", "", p.stem) for p in (ROOT/"nbs").glob("[0-9]*.ipynb"))
+    assert all(part["about"].endswith(".") for part in parts.values()) and 8 <= len(parts) <= 12
+
+
 def test_citation_agrees_with_the_package():
     cff = yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf-8"))
     import r3nb
@@ -173,6 +180,13 @@ MUST = ("index", "quickstart", "method", "results", "runbook", "pitfalls", "faq"
 def test_every_page_is_there(site, pages):
     wanted = {f"{p}.html" for p in MUST} | {f"modules/{re.sub(r'^[0-9]+[a-z]?_', '', p.stem)}.html" for p in (ROOT/"nbs").glob("[0-9]*.ipynb")}
     assert wanted <= set(pages) and len(wanted) > 45, wanted - set(pages)
+
+
+def test_the_side_bar_shows_the_parts_of_the_book(site):
+    html = (site/"modules/train.html").read_text(encoding="utf-8")
+    bar = html[html.index("sidebar-tree"):html.index("</aside>")]
+    parts = re.findall(r'toctree-l1[^>]*has-children[^>]*><a[^>]*>([^<]+)</a>', bar)
+    assert parts == list(yaml.safe_load((DOCS/"parts.yaml").read_text(encoding="utf-8")))
 
 
 def test_functions_have_signatures_and_parameter_tables(site):
