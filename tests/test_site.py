@@ -110,9 +110,9 @@ def test_the_readme_links_to_files_that_exist():
     assert len(local) > 8 and not [t for t in local if not (ROOT/t.split("#")[0]).exists()]
 
 
-def test_the_readme_is_one_screen_and_leads_to_the_runbook():
+def test_the_readme_is_short_and_leads_to_the_runbook():
     readme, runbook = (ROOT/"README.md").read_text(encoding="utf-8"), (DOCS/"runbook.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) <= 70 and len(readme.split()) < 1000 and "](docs/runbook.md)" in readme and "<details>" not in readme
+    assert len(readme.splitlines()) <= 150 and len(readme.split()) < 1400 and "](docs/runbook.md)" in readme and "<details>" not in readme
     for command in scripts(): assert f"`{command}" in runbook, f"docs/runbook.md does not name {command}"
 
 
