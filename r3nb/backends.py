@@ -165,7 +165,7 @@ def _zero_moments(zero, named: dict)->Iterator[tuple[str, torch.Tensor]]:
     state = zero.optimizer.state.get(flat, {})
     for name, p in named.items():
         for key, v in state.items():
-            if torch.is_tensor(v) and v.numel() == flat.numel() and v.ndim: yield f"{key}/{name}", safe_get_full_optimizer_state(p, key)
+            if torch.is_tensor(v) and v.numel() == flat.numel() and v.ndim: yield f"{key}/{name}", torch.as_tensor(safe_get_full_optimizer_state(p, key))
             else: yield f"{key}/{name}", torch.as_tensor(v)
 
 def set_moments(optimizer, named: dict, saved: Mapping)->None:

@@ -112,7 +112,7 @@ def test_the_readme_links_to_files_that_exist():
 
 def test_the_readme_is_short_and_leads_to_the_runbook():
     readme, runbook = (ROOT/"README.md").read_text(encoding="utf-8"), (DOCS/"runbook.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) <= 150 and len(readme.split()) < 1400 and "](docs/runbook.md)" in readme and "<details>" not in readme
+    assert len(readme.splitlines()) <= 150 and len(readme.split()) < 1600 and "](docs/runbook.md)" in readme and "<details>" not in readme
     for command in scripts(): assert f"`{command}" in runbook, f"docs/runbook.md does not name {command}"
 
 
