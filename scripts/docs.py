@@ -192,13 +192,13 @@ def bar(text): return re.sub(r"(?<!\\)\|", r"\\|", re.sub(r"`[^`]*`|<", lambda m
 # Site --------------------------------------------------------------------------------------------------------------------------------
 
 def run_pages(pages, workers=2):
-    "Execute what has changed, the longest first, each in a process of its own"
+    "Execute what has changed, the longest first, each in a process of its own, on one thread: sums do not depend on the machine's cores"
     marks = {page: WORK/"run"/f"{page}.stamp" for page in pages}
     now = {page: stamp(path) for page, path in pages.items()}
     stale = [p for p, mark in marks.items() if not (mark.is_file() and mark.read_text() == now[p] and mark.with_suffix(".json").is_file())]
 
     def run(page):
-        done = subprocess.run([sys.executable, __file__, "--execute", page], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, __file__, "--execute", page], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode == 0: marks[page].write_text(now[page])
         how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
         print(f"{page}: {done.stdout.strip()}" if done.returncode == 0 else f"{page} {how}:\n{(done.stdout + done.stderr).strip()[-4000:]}", flush=True)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = 60_000 # bytes of a picture, at most
 PIXELS = 3.0 # mean difference of two pictures that count as equal, of 255
 NEAR = 1e-3 # relative difference of two numbers that count as equal; or one in the last decimal that is shown
+NOISE = 1e-5 # numbers that are written with an exponent and are below this size are rounding errors: any two of them count as equal
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])")
 DIGEST = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,64}\b")
 SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain") # the first that there is counts
@@ -151,6 +152,7 @@ def near(x, y):
     "Are two numbers equal but for their last digits? Whole numbers have to be equal."
     if x == y: return True
     if not any(c in x + y for c in ".e"): return False
+    if "e" in x and "e" in y and max(abs(float(x)), abs(float(y))) < NOISE: return True
     decimals = len(x.split("e")[0].partition(".")[2])
     unit = 0 if "e" in x + y else 1.01*10.0**-decimals
     return abs(float(x) - float(y)) <= max(NEAR*abs(float(x)), unit)

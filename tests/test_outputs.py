@@ -68,6 +68,7 @@ def test_large_pictures_become_small_and_the_same_each_time():
 
 @pytest.mark.parametrize("old,new,same", [
     ("score 0.8512, n 12\n", "score 0.8513, n 12\n", True), ("score 1,234.5\n", "score 1,234.6\n", True), ("lr 1.0000e-05\n", "lr 1.0001e-05\n", True),
+    ("error 5.7e-06\n", "error 3.8e-06\n", True), ("lr 1.0e-05\n", "lr 2.0e-05\n", False),
     ("sha 1a2b3c4d5e6f\n", "sha 9f8e7d6c5b4a\n", True), ("score 0.85\n", "score 0.95\n", False), ("n 12\n", "n 13\n", False), ("answer cat\n", "answer dog\n", False),
     ("one\n", "one\ntwo\n", False)])
 def test_what_counts_as_the_same_text(old, new, same):

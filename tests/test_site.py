@@ -224,6 +224,9 @@ def test_links_within_the_site_lead_somewhere(site, pages):
     assert not wrong, wrong[:10]
 
 
+LONG_LINES = "() => [...document.querySelectorAll('.cell_input pre')].filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.innerText.slice(0, 80))"
+
+
 def test_every_page_is_quiet_readable_in_both_themes_and_fits_a_phone(chrome, pages):
     "One load for each page: its faults, the contrast of its text by day and by night, its width on a phone"
     b, url = chrome
@@ -237,6 +240,7 @@ def test_every_page_is_quiet_readable_in_both_themes_and_fits_a_phone(chrome, pa
                 ink = page.evaluate("getComputedStyle(document.body).backgroundColor")
                 assert (sum(map(int, re.findall(r"\d+", ink)[:3])) < 200) == (scheme == "dark"), f"{p} is {ink} in the {scheme} theme"
                 wrong += [f"{p} in the {scheme} theme: {c}" for c in poor_contrast(page, "article *", 4)]
+            wrong += [f"{p}: a line of code runs out of its column: {line}" for line in page.evaluate(LONG_LINES)]
             page.set_viewport_size(PHONE)
             wide = too_wide(page)
             wrong += [f"{p}: {f}" for f in seen.faults] + ([f"{p} on a phone: {wide}"] if wide else [])
