@@ -135,7 +135,14 @@ def convert(cell, page):
     if cell["kind"] != "code" or HIDDEN & says.keys(): return
     source = "\n".join(l for l in cell["source"].splitlines() if not l.startswith("#|")).strip()
     tags = ["remove-input"] if says.get("echo") == "false" else ["hide-input"] if page in PROSE or {"export", "exports", "exporti"} & says.keys() else []
+    if columns(cell["outputs"]): tags.append("columns")
     if source: yield {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": cell["outputs"], "execution_count": None}
+
+
+def columns(outputs):
+    "Does a text that a cell shows stand in columns, which would not survive if its lines were wrapped?"
+    texts = [o["text"] if "text" in o else o["data"].get("text/plain", "") for o in outputs]
+    return any(re.search(r"\S {2,}\S", line) for text in texts for line in text.splitlines())
 
 
 def links(source, page="", home=NBS):
@@ -220,10 +227,18 @@ def shown_by(page):
     return {c["id"]: c["outputs"] for c in cells if c["kind"] == "code" and c["id"]}
 
 
+def tally(pages):
+    "How many of the code cells that a reader sees show something."
+    cells = [c for p in pages for c in json.loads((WORK/"run"/f"{p}.json").read_text(encoding="utf-8"))["cells"] if c["kind"] == "code"]
+    seen = [c for c in cells if not (HIDDEN | {"export", "exports", "exporti"}) & c["directives"].keys()]
+    return f"{sum(bool(c['outputs']) for c in seen)} of {len(seen)} code cells show something"
+
+
 def keep_outputs(pages):
     "Save the outputs of all pages in their notebooks"
     new = [path.name for page, path in pages.items() if save(path, shown_by(page))]
-    print(f"outputs saved in {len(new)} notebooks: {', '.join(new)}" if new else "outputs: as saved")
+    size = sum(path.stat().st_size for path in pages.values())/1e6
+    print(f"{len(pages)} notebooks of {size:.1f} MB, {tally(pages)}; " + (f"saved anew: {', '.join(new)}" if new else "all as saved"))
 
 
 def check_outputs(pages):
@@ -235,6 +250,15 @@ def check_outputs(pages):
 def parts():
     "The parts of the book: name -> what it is about and its chapters"
     return yaml.safe_load((ROOT/"docs/parts.yaml").read_text(encoding="utf-8"))
+
+
+def misplaced(pages, book):
+    "What is wrong with the parts of the book, in which each chapter stands once."
+    chapters = {p.split("/")[-1] for p in pages if p.startswith("modules/")}
+    listed = [c for said in book.values() for c in said["chapters"]]
+    yield from (f"chapter '{c}' stands in no part; add it to one" for c in sorted(chapters - set(listed)))
+    yield from (f"there is no chapter '{c}'" for c in sorted(set(listed) - chapters))
+    yield from (f"chapter '{c}' stands in more than one place" for c in sorted({c for c in listed if listed.count(c) > 1}))
 
 
 def part_page(part):
@@ -295,8 +319,9 @@ def main():
     args, start = ap.parse_args(), time.time()
     pages = notebooks()
     if args.execute:
-        print(f"{execute(args.execute, pages[args.execute]):.1f} s")
+        print(f"{execute(args.execute, pages[args.execute]):.1f} s, {tally([args.execute])}")
         return
+    if args.pages is None and (wrong := list(misplaced(pages, parts()))): sys.exit(f"docs/parts.yaml: {'; '.join(wrong)}")
     if args.pages is not None:
         wrong = [n for n in args.pages if not any(p.split("/")[-1] == n for p in pages)]
         if wrong: sys.exit(f"no page '{wrong[0]}'; there are {', '.join(sorted(p.split('/')[-1] for p in pages))}")

@@ -9,12 +9,14 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageStat
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = 60_000 # bytes of a picture, at most
+PICTURE = 45_000 # bytes of a picture, at most; a page of damaged pictures then stays below 400 kB
+PLAIN = 10_000 # bytes of a picture that is kept as it is
 PIXELS = 3.0 # mean difference of two pictures that count as equal, of 255
 NEAR = 1e-3 # relative difference of two numbers that count as equal; or one in the last decimal that is shown
 NOISE = 1e-5 # numbers that are written with an exponent and are below this size are rounding errors: any two of them count as equal
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])")
 DIGEST = re.compile(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,64}\b")
+EMBEDDED = re.compile(r"data:image/(png|webp|jpeg);base64,([A-Za-z0-9+/=]+)") # a picture in HTML
 SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain") # the first that there is counts
 
 
@@ -24,7 +26,9 @@ MACHINE = ( # what a run says about this machine and this hour, and what is kept
     (r"\b(in|after|took|takes) \d[\d.,]* (ms|s|min)\b", r"\1 … \2"),
     (r"\b\d[\d.,]* (images|samples|tokens|pages|it)(/s|_per_second)\b", r"… \1\2"),
     (r"'(samples_per_second|tokens_per_second|memory_gb)': [\d.]+", r"'\1': …"),
-    (r"(?<= )\d{1,3}:\d\d(?![\d:])", "0:00"), # minutes and seconds
+    (r"\b(done in|took) \d+:\d\d(:\d\d)?\b", r"\1 …"), # what a study says of a stage
+    (r"\b\d+:\d\d(:\d\d)? so far\b", "… so far"),
+    (r" \d+:\d\d(:\d\d)?(?= +\d[\d.]* [kMG]?B\b)", lambda m: "…".rjust(len(m[0]))), # in its table, before a size
     (r"\b\d[\d,]* MB are free", "… MB are free"))
 
 
@@ -41,19 +45,30 @@ def plain(text):
     return re.sub(r" at 0x[0-9a-f]{6,}", "", text)
 
 
-def small(png):
-    "A picture, base64, of at most PICTURE bytes: in 256 colours where it is larger, and then with fewer pixels."
-    raw = base64.b64decode(png)
-    if len(raw) <= PICTURE: return base64.b64encode(raw).decode()
-    image, scale = Image.open(io.BytesIO(raw)).convert("RGB"), 1.0
-    dpi = Image.open(io.BytesIO(raw)).info.get("dpi")
-    while True:
-        size, out = [max(1, round(s*scale)) for s in image.size], io.BytesIO()
-        part = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+def packed(image, kind, scale):
+    "A picture with fewer pixels, as bytes: in 256 colours, or at the quality of a preview."
+    out, size = io.BytesIO(), [max(1, round(s*scale)) for s in image.size]
+    part, dpi = image.convert("RGB"), image.info.get("dpi")
+    if scale < 1: part = part.resize(size, Image.Resampling.LANCZOS)
+    if kind == "png":
         part = part.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         part.save(out, "PNG", optimize=True, **({"dpi": tuple(d*scale for d in dpi)} if dpi else {}))
-        if out.tell() <= PICTURE: return base64.b64encode(out.getvalue()).decode()
-        scale *= .85
+    else: part.save(out, kind.upper(), quality=70)
+    return out.getvalue()
+
+
+def small(picture, kind="png"):
+    "A picture, base64, of at most PICTURE bytes: packed where that makes it smaller, and then with fewer pixels."
+    raw = best = base64.b64decode(picture)
+    image, scale = Image.open(io.BytesIO(raw)), 1.0
+    if len(raw) > (PLAIN if kind == "png" else PICTURE): best = min(raw, packed(image, kind, 1), key=len)
+    while len(best) > PICTURE: best = packed(image, kind, scale := scale*.85)
+    return base64.b64encode(best).decode()
+
+
+def small_html(html):
+    "HTML whose pictures are small."
+    return EMBEDDED.sub(lambda m: f"data:image/{m[1]};base64,{small(m[2], m[1])}", html)
 
 
 def output(o):
@@ -66,7 +81,7 @@ def output(o):
     best = next((k for k in SHOWN if k in o["data"]), None)
     if not best: return None
     value = joined(o["data"][best])
-    data = {best: small(value) if best == "image/png" else plain(value)}
+    data = {best: small(value) if best == "image/png" else plain(small_html(value))}
     return {"data": data, "metadata": {}, "output_type": "display_data"}
 
 
@@ -135,8 +150,15 @@ def different(saved, today):
         if "text" in a: why = other_text(a["text"], b["text"])
         else:
             kind, old = next(iter(a["data"].items()))
-            why = (other_picture if kind == "image/png" else other_text)(old, b["data"][kind])
+            why = (other_picture if kind == "image/png" else other_page)(old, b["data"][kind])
         if why: return why
+
+
+def other_page(old, new):
+    "Where two texts with pictures in them differ, or nothing."
+    pictures = zip(EMBEDDED.findall(old), EMBEDDED.findall(new), strict=False)
+    why = other_text(EMBEDDED.sub("<picture>", old), EMBEDDED.sub("<picture>", new))
+    return why or next(filter(None, (other_picture(a, b) for (_, a), (_, b) in pictures)), None)
 
 
 def other_text(old, new):
