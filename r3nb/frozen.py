@@ -492,6 +492,7 @@ def _fill_set(cfg:FreezeConfig, records:list, out:Path, key:str)->Path:
             bar.update(bar.total - sum(len(s.records) for s in todo))
             for n in write_shards(cfg, part, todo): bar.update(n)
     finish_set(cfg, part, shards)
+    remove_leftovers(part, held=True) # a killed process may still have been there at the first look
     if may_replace(cfg, out, key): return done_with(out) # made by another run meanwhile
     swap(part, out)
     return done_with(out)

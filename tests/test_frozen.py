@@ -17,7 +17,7 @@ from bench import peak_of
 from datasets import load_from_disk
 from PIL import Image
 
-from r3nb import frozen
+from r3nb import core, frozen
 from r3nb.core import ConfigError, DataError, ImageError, R3Error, read_json, read_jsonl, write_jsonl
 from r3nb.corrupt import IMAGE_FAMILIES, TEXT_FAMILIES, corrupt
 from r3nb.data import tidy_lines
@@ -143,6 +143,22 @@ def test_killed_and_resumed(world, tmp_path):
     freeze(replace(cfg, workers=1))
     assert {n: (tmp_path/"set"/n).stat().st_mtime_ns for n in kept} == kept and not part.exists()
     assert content(tmp_path/"set") == content(freeze(replace(cfg, out=str(tmp_path/"fresh"), workers=1)))
+
+
+def test_what_a_dying_process_left_is_removed_in_the_end(world, tmp_path, monkeypatch):
+    "A killed worker may take a moment to end: what it was writing is not yet a leftover when the next run begins"
+    cfg, worker, last = options(world, tmp_path/"set"), subprocess.Popen(["sleep", "600"]), frozen.finish_set
+    part = tmp_path/"set.part"
+    part.mkdir()
+    torn = part/core._tmp_name(part/"data-00000-of-00003.arrow").name.replace(f"-{os.getpid():x}-", f"-{worker.pid:x}-")
+    def finish(*args):
+        torn.write_text("torn")
+        assert not core.leftovers(part, held=True)
+        worker.kill(); worker.wait()
+        return last(*args)
+    monkeypatch.setattr(frozen, "finish_set", finish)
+    made = freeze(cfg)
+    assert not list(made.glob(".tmp-*")) and verify(made)["rows"]
 
 
 def test_a_part_of_other_options_is_not_continued(world, tmp_path):
