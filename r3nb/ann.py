@@ -13,6 +13,7 @@ __all__ = ['CHUNK', 'PER_PAGE', 'DIGITS', 'FLAT_UP_TO', 'NOISE', 'RECALL', 'GOAL
 import itertools
 import os
 import sys
+import weakref
 from hashlib import sha256
 from io import BytesIO
 from multiprocessing import parent_process
@@ -86,6 +87,7 @@ class RowFile:
     def __init__(self, path: str | Path): # the file
         self.offset, self.shape, self.dtype, self.width = locate(path)
         self.path, self.file = path, open(path, "rb", buffering=0)
+        weakref.finalize(self, self.file.close)
 
     def take(self, rows: np.ndarray) -> np.ndarray: # [n, ...]
         "Read some rows into memory."
@@ -450,5 +452,5 @@ class Searcher:
         if self.about["factory"] == "Flat" and resources is None: return top_rows(index, queries, top_k, allowed, self.page_of)
         scan = lambda short: scan_rows(self.path, queries[short], top_k, lambda i, rows: allowed(short[i], rows), self.page_of)
         k, least = self.about.get("candidates", 256), 2 * top_k + 16
-        k = max(2 * k, PER_PAGE * least) if self.page_of else max(k, least)
+        k = max(2 * k, PER_PAGE * least) if self.page_of else max(k, least) # a page may hold several of the best passages
         return near_rows(index, self.vectors.__getitem__, queries, top_k, allowed, k if resources is None else min(k, GPU_LIMIT), scan, self.page_of)

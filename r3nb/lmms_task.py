@@ -101,6 +101,9 @@ def rouge_l(doc, results):
 
 # %% ../nbs/13_lmms_task.ipynb #c018own
 def own_metric(doc, results):
-    "The score of a metric that is named by its import path"
-    module, _, name = doc["metric"].partition(":")
-    return {doc["metric"]: float(getattr(importlib.import_module(module), name)(results[0].strip(), list(doc["answers"])))}
+    "The score, from 0 to 1, of a metric that is named by its import path; an empty answer is never right"
+    path, said = doc["metric"], results[0].strip()
+    module, _, name = path.partition(":")
+    out = getattr(importlib.import_module(module), name)(said, list(doc["answers"])) if said else 0.0
+    if not 0 <= out <= 1: raise ValueError(f"{path} returned {out!r} for {said!r}; expected a number from 0 (wrong) to 1 (right)")
+    return {path: float(out)}

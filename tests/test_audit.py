@@ -4,13 +4,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 from test_indices import page, record
 from test_scale import Pixels, Words
 
-from r3nb.audit import AuditConfig, draw_sample, duplicate_rows, held_and_kept, main, measure, rank_scores, records_by_split, run_audit, split_pages, target_of
+from r3nb.audit import AuditConfig, draw_sample, duplicate_rows, held_and_kept, main, measure, passage_panel, rank_scores, records_by_split, run_audit, split_pages, target_of
 from r3nb.core import ConfigError, DataError, read_json, write_jsonl
 from r3nb.indices import EvidenceIndex
 
@@ -127,3 +128,12 @@ def test_passages_and_prompts_are_counted(world, tmp_path):
     *_, passages = measure(EvidenceIndex.build(short, world.root, tmp_path / "s", Words(), Pixels()), {"train": short}, cfg)
     assert all(r["page"] == r["best passage"] == r["best 3"] == r["prompt"] for r in passages)
     assert not any("prompt" in r for r in measure(index, {"train": rows}, AuditConfig(world.files, recall_at=[1]))[2])
+
+
+def test_a_bar_for_each_place_that_was_measured():
+    rows = [{"split": "val", "level": 0, "channel": c, "questions": 4, "page": 1., "best passage": .5, "best 3": .75, "prompt": prompt}
+            for c, prompt in (("text", .1), ("either", None))]
+    fig, ax = plt.subplots()
+    passage_panel(ax, rows)
+    assert [b.get_height() for b in ax.patches] == [1., .5, .75] and [t.get_text() for t in ax.get_xticklabels()] == ["val (4)"]
+    plt.close(fig)

@@ -91,10 +91,13 @@ def test_rows_of_other_code_are_not_mixed(world, tmp_path):
         importlib.reload(sys.modules["own_scores"])
 
 
-def test_lmms_eval_computes_the_same(world, tmp_path):
+def test_lmms_eval_computes_the_same(world, tmp_path, monkeypatch):
     out = tmp_path/"tasks"
     write_tasks(TasksConfig(str(world/"val.jsonl"), str(world/"raw"), out=str(tmp_path/"tasks")))
     text, = [p.read_text() for p in out.glob("r3nb_menus/*.yaml")]
     assert "!function 'utils.own_metric'" in text and NAME in text
     row = {"metric": NAME, "answers": ["12", "7"]}
     assert lmms_task.own_metric(row, [" 13\n"]) == {NAME: score("menus", "13", row["answers"], NAME)["score"]}
+    assert lmms_task.own_metric(row, [" \n"]) == {NAME: 0.0} == {NAME: score("menus", "", row["answers"], NAME)["score"]}
+    monkeypatch.setattr(sys.modules["own_scores"], NAME.split(":")[1], lambda prediction, references: 2)
+    with pytest.raises(ValueError, match="returned 2 for '13'"): lmms_task.own_metric(row, ["13"])

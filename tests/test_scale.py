@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import faiss
 import numpy as np
 import pytest
+from bench import peak_of
 from PIL import Image
 from test_indices import page, record
 from tiny import clip
@@ -294,6 +295,23 @@ def test_memory_of_a_build_does_not_follow_the_number_of_documents(tmp_path):
             return tracemalloc.get_traced_memory()[1]
         finally: tracemalloc.stop()
     assert peak(32000) - peak(17000) < 15000 * 100  # a text has 600 bytes, its vectors 100, its row in the index 700
+
+
+PICK_ROWS = """
+import sys
+import numpy as np
+from r3nb.ann import RowFile
+if sys.argv[2] == "pick":
+    some = np.sort(np.random.default_rng(0).choice(100_000, 1_000, replace=False))
+    for _ in range(3): assert (RowFile(sys.argv[1]).take(some)[:, 0] == some).all()
+"""
+
+
+def test_picked_rows_leave_nothing_in_memory(tmp_path):
+    "1,000 rows of a file of 150 MB: the operating system maps far more around each than is read"
+    np.save(tmp_path/"v.npy", np.repeat(np.arange(100_000, dtype="float32")[:, None], 384, axis=1))
+    (_, picked), (_, before) = (peak_of(PICK_ROWS, tmp_path/"v.npy", what) for what in ("pick", "nothing"))
+    assert picked - before < 20, f"{picked - before:.0f} MB"
 
 
 def test_faults_in_a_stream_have_a_line(world, tmp_path, capsys):
